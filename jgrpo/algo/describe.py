@@ -1,0 +1,150 @@
+"""Text about methods, made from the rows and from the formula strings of their slots.
+
+`jgrpo methods` prints it and docs/methods.md is written from it, so a new row or slot function
+documents itself. Nothing here is computed; nothing is printed.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jgrpo.algo.methods import METHODS, SLOTS, Method, method
+from jgrpo.algo.slots import TABLES, choices, constants, needs, penalised
+
+# What `needs` names, as a sentence for the reader.
+NEEDS: Mapping[str, str] = {
+    "ref_logp": "log-probs of the completions under a frozen reference policy",
+    "sequence_kl": "the summed log-ratio of each completion to the reference policy",
+    "lengths": "the length of each completion and the length limit",
+    "solutions": "worked reference solutions in the data",
+}
+SOURCES: Mapping[str, str] = {
+    "policy": "completions are sampled from the policy",
+    "reference": "completions are the data's worked solutions",
+}
+KL_IN: Mapping[str, str] = {
+    "loss": "kappa is added to the loss of each token",
+    "reward": "kappa is summed over the completion and subtracted from its reward",
+}
+SYMBOLS = """\
+| symbol | meaning |
+|---|---|
+| `i`, `t`, `j` | completion, token position, completion of the same group as `i` |
+| `R`, `R'` | reward as scored; after the transform |
+| `A` | advantage of a completion (of each of its tokens) |
+| `lp`, `old`, `ref` | log-prob of a token: policy, policy at the start of the step, reference |
+| `d` | `lp - old`, clamped to [-20, 20] |
+| `m`, `n` | mask of trained tokens; their number in a completion |
+| `ell`, `rho` | log-ratio after the level is chosen; `exp(ell)` |
+| `sg(x)` | `x` without gradient |
+| `phi` | per-token surrogate, maximised |
+| `w` | weight of a token, over the whole batch of an update |
+| `G`, `B`, `B+` | completions per prompt; completions; completions with a trained token |"""
+INTRODUCTION = """\
+A method is a row: one choice per slot, and constants. `method: NAME` in a recipe takes a row, and
+any slot or constant can be changed: `method.trust=cispo method.clip_high=4` on the command line, a
+mapping with `name` in YAML, `algo.method("gspo", clip_low=1e-3)` in Python. `jgrpo methods NAME`
+prints one of the pages below.
+
+Names and constants are the papers'. Where a computation departs from the paper, or the paper gives
+no number, the row says so. *Evidence* says how a formula was checked: "executed" means that it gave
+the loss and the gradient of the named code."""
+
+COMBINING = """\
+Every choice of every slot. Slots combine freely; what contradicts itself (a k3 penalty in the
+reward, say) is refused with the reason."""
+
+
+def methods_table() -> list[dict[str, Any]]:
+    """All methods as JSON-ready records: name, slots, constants, needs and the texts."""
+    return [_record(row) for row in METHODS.values()]
+
+
+def method_page(name: str) -> str:
+    """One method in markdown: formula, constants, needs, metrics to watch, pitfalls.
+
+    Args:
+      name: a key of `METHODS`.
+
+    Raises:
+      ValueError: for an unknown name.
+    """
+    m = method(name)
+    lines = [f"## {m.name}", "", m.summary, ""]
+    lines += [f"- paper: {m.paper}", f"- evidence: {m.evidence}", f"- departs: {m.departs}"]
+    lines += ["", "```text", *_formulas(m), "```", ""]
+    values = ", ".join(f"`{field}={value}`" for field, value in constants(m).items())
+    lines += [f"**Constants:** {values or 'none'}.", ""]
+    wanted = "; ".join(f"`{need}` ({NEEDS[need]})" for need in sorted(needs(m)))
+    lines += [f"**Needs:** {wanted or 'nothing but rewards and log-probs'}.", ""]
+    lines += [f"**Watch:** {', '.join(f'`{metric}`' for metric in _watch(m))}.", ""]
+    lines += ["**Pitfalls:**", "", *(f"- {pitfall}" for pitfall in _pitfalls(m))]
+    return "\n".join(lines) + "\n"
+
+
+def methods_page() -> str:
+    """The whole of docs/methods.md."""
+    slots = ["shape", "base", "scale", "level", "trust", "weights", "penalty"]
+    lines = ["# Methods", "", INTRODUCTION, ""]
+    lines += [f"| method | {' | '.join(slots)} | paper |", "|---" * (len(slots) + 2) + "|"]
+    for m in METHODS.values():
+        cells = [f"[{m.name}](#{m.name})", *(getattr(m, slot) for slot in slots), m.paper]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "## Symbols", "", SYMBOLS, ""]
+    lines += [line for m in METHODS.values() for line in (method_page(m.name), "")][:-1]
+    lines += ["## Slots", "", COMBINING, ""]
+    for slot in SLOTS:
+        lines += [f"### {slot}", "", "| choice | formula |", "|---|---|"]
+        for choice in SLOTS[slot]:
+            lines.append(f"| `{choice}` | {_slot_text(slot, choice)} |")
+        lines.append("")
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _record(m: Method) -> dict[str, Any]:
+    return {
+        "name": m.name,
+        "slots": {slot: getattr(m, slot) for slot in SLOTS},
+        "constants": constants(m),
+        "needs": sorted(needs(m)),
+        "paper": m.paper,
+        "evidence": m.evidence,
+        "departs": m.departs,
+        "summary": m.summary,
+    }
+
+
+def _formulas(m: Method) -> list[str]:
+    """The composition, one slot a line, with the slots that do nothing left out."""
+    loss_kl = f" + {m.kl_coef} kappa_it" if penalised(m, "loss") else ""
+    lines = [f"loss = sum_it w_it (-phi_it{loss_kl})", ""]
+    chosen = {slot: choice.formula for slot, choice in choices(m).items()}
+    chosen["source"] = SOURCES[m.source]
+    if m.trust == "linear":
+        chosen["level"] = "not used: phi has no ratio"
+    if penalised(m, "reward"):
+        chosen["penalty"] += f", R'_i less {m.kl_coef} sum_t kappa_it"
+    order = ("source", *TABLES)
+    silent = {"post": "none", "shape": "none", "penalty": "none"}
+    for slot in order:
+        if getattr(m, slot) != silent.get(slot):
+            lines.append(f"{slot + ' ' + getattr(m, slot):<26}  {chosen[slot]}")
+    return lines
+
+
+def _watch(m: Method) -> list[str]:
+    names = ["reward/mean", *(name for c in choices(m).values() for name in c.watch)]
+    return list(dict.fromkeys(names))
+
+
+def _pitfalls(m: Method) -> list[str]:
+    sentences = [pitfall for choice in choices(m).values() for pitfall in choice.pitfalls]
+    return list(dict.fromkeys(sentences)) or ["None known."]
+
+
+def _slot_text(slot: str, choice: str) -> str:
+    if slot == "source":
+        return SOURCES[choice]
+    if slot == "kl_in":
+        return KL_IN[choice]
+    formula = TABLES[slot][choice].formula
+    return formula if slot == "sampler" else f"`{formula}`"
