@@ -1,0 +1,1 @@
+"""Where prompts come from: tasks, files, chat templates and the order of the run."""

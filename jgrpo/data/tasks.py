@@ -1,0 +1,243 @@
+"""The tasks by name: where prompts come from and which rewards check their completions.
+
+A task joins examples (`chain.py`, `arithmetic.py`, `countdown.py`, `sources.py`) with its default
+rewards. Options are the fields of one frozen dataclass per task.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import pydantic
+
+from jgrpo.config import ColumnsConfig, DataConfig, RewardFunctionConfig
+from jgrpo.config_schema import suggestion
+from jgrpo.data import arithmetic, chain, countdown, sources
+from jgrpo.data.draws import Family, Generated, Source, heldout
+
+Options = TypeVar("Options")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """Prompts with the way to check them.
+
+    Attributes:
+      name: as in `data.task`.
+      train: prompts to learn from.
+      heldout: prompts to evaluate on; none of them is in `train`.
+      rewards: what scores a completion if the config names no rewards.
+      format_pattern: regular expression that the whole of a well-formed completion matches, or
+        None if the task has no form.
+    """
+
+    name: str
+    train: Source
+    heldout: Source
+    rewards: tuple[RewardFunctionConfig, ...] = ()
+    format_pattern: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoOptions:
+    """Tasks that have no settings."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatasetOptions:
+    """Settings of the task `hf`.
+
+    Attributes:
+      split: the split to learn from.
+      heldout_split: the split to evaluate on; empty: a fixed tenth of `split`.
+      subset: configuration of the dataset; empty: its default.
+    """
+
+    split: str = "train"
+    heldout_split: str = ""
+    subset: str = ""
+
+
+def load_task(cfg: DataConfig) -> Task:
+    """Loads the task that a config names.
+
+    Raises:
+      ValueError: naming the key, for an unknown task or option, or a setting that the task does
+        not read; naming file and line, for data that cannot be used.
+      FileNotFoundError: if a file of the task is missing.
+      ImportError: naming the extra, if the task needs a package that is not installed.
+    """
+    if cfg.task not in TASKS:
+        hint = suggestion(cfg.task, TASKS)
+        raise ValueError(f"data.task: must be one of {', '.join(TASKS)}, got {cfg.task!r}{hint}")
+    return TASKS[cfg.task](cfg)
+
+
+def _options(cls: type[Options], cfg: DataConfig) -> Options:
+    known = list(cls.__annotations__)
+    for name in cfg.options:
+        if name not in known:
+            listed = f"known: {', '.join(known)}" if known else f"task {cfg.task!r} has none"
+            hint = suggestion(name, known)
+            raise ValueError(f"data.options.{name}: unknown option{hint} ({listed})")
+    try:
+        return pydantic.TypeAdapter(cls).validate_json(json.dumps(dict(cfg.options)), strict=True)
+    except pydantic.ValidationError as error:
+        problems = [
+            f"data.options{''.join(f'.{part}' for part in item['loc'])}: {item['msg']}, "
+            f"got {item['input']!r}"
+            for item in error.errors()
+        ]
+        raise ValueError(f"task {cfg.task!r}: " + "; ".join(problems)) from error
+
+
+def _reads_no_file(cfg: DataConfig) -> None:
+    _fixed_columns(cfg)
+    for name, value in (("path", cfg.path), ("heldout_path", cfg.heldout_path)):
+        if value:
+            raise ValueError(
+                f"data.{name}: task {cfg.task!r} makes its own problems and reads no file; "
+                f"remove {value!r}"
+            )
+
+
+def _fixed_columns(cfg: DataConfig) -> None:
+    if cfg.columns != ColumnsConfig():
+        raise ValueError(f"data.columns: has no effect on task {cfg.task!r}; remove it")
+
+
+def _needs_path(cfg: DataConfig) -> None:
+    if not cfg.path:
+        raise ValueError(f"data.path: must name the data for task {cfg.task!r}, got ''")
+
+
+def _generated(cfg: DataConfig, family: Family, reward: RewardFunctionConfig, form: str) -> Task:
+    return Task(
+        name=cfg.task,
+        train=Generated(family),
+        heldout=heldout(family),
+        rewards=(reward,),
+        format_pattern=form,
+    )
+
+
+def _chain(cfg: DataConfig) -> Task:
+    _reads_no_file(cfg)
+    family = chain.family(_options(chain.Options, cfg))
+    return _generated(cfg, family, RewardFunctionConfig(name="tagged_number"), chain.PATTERN)
+
+
+def _countdown(cfg: DataConfig) -> Task:
+    _reads_no_file(cfg)
+    options = _options(countdown.Options, cfg)
+    plain = options.style == "plain"
+    reward = RewardFunctionConfig(
+        name="countdown", options={"within": "hash" if plain else "answer_tags"}
+    )
+    form = countdown.PLAIN_PATTERN if plain else countdown.CHAT_PATTERN
+    return _generated(cfg, countdown.family(options), reward, form)
+
+
+def _gcd(cfg: DataConfig) -> Task:
+    _reads_no_file(cfg)
+    options = _options(arithmetic.GcdOptions, cfg)
+    return _pairs(cfg, options.style, arithmetic.gcd(options))
+
+
+def _mod(cfg: DataConfig) -> Task:
+    _reads_no_file(cfg)
+    options = _options(arithmetic.ModOptions, cfg)
+    return _pairs(cfg, options.style, arithmetic.mod(options))
+
+
+def _pairs(cfg: DataConfig, style: arithmetic.Style, split: arithmetic.Split) -> Task:
+    plain = style == "plain"
+    # A model that does not stop at the newline goes on with further lines of the same kind, so
+    # the first number is its answer.
+    first = RewardFunctionConfig(name="number_match", options={"where": "first"})
+    return Task(
+        name=cfg.task,
+        train=split[0],
+        heldout=split[1],
+        rewards=(RewardFunctionConfig(name="tagged_number") if plain else first,),
+        format_pattern=arithmetic.PLAIN_PATTERN if plain else arithmetic.BARE_PATTERN,
+    )
+
+
+def _addition(cfg: DataConfig) -> Task:
+    _reads_no_file(cfg)
+    train, held = arithmetic.addition(_options(arithmetic.AdditionOptions, cfg))
+    return Task(
+        name=cfg.task,
+        train=train,
+        heldout=held,
+        rewards=(RewardFunctionConfig(name="number_match"),),
+        format_pattern=arithmetic.BARE_PATTERN,
+    )
+
+
+def _gsm8k(cfg: DataConfig) -> Task:
+    _needs_path(cfg)
+    _fixed_columns(cfg)
+    _options(NoOptions, cfg)
+    reward = RewardFunctionConfig(
+        name="tagged_number", options={"marker": "####", "trailing": "ignore"}
+    )
+    task = _from_files(cfg, lambda path: sources.gsm8k(sources.read_jsonl(path)))
+    return dataclasses.replace(task, rewards=(reward,), format_pattern=sources.GSM8K_PATTERN)
+
+
+def _jsonl(cfg: DataConfig) -> Task:
+    _needs_path(cfg)
+    _options(NoOptions, cfg)
+    return _from_files(cfg, lambda path: sources.examples(sources.read_jsonl(path), cfg.columns))
+
+
+def _parquet(cfg: DataConfig) -> Task:
+    _needs_path(cfg)
+    _options(NoOptions, cfg)
+    return _from_files(cfg, lambda path: sources.examples(sources.read_parquet(path), cfg.columns))
+
+
+def _from_files(cfg: DataConfig, read: Callable[[str], tuple[sources.Example, ...]]) -> Task:
+    rows = read(cfg.path)
+    if not rows:
+        raise ValueError(f"data.path: {cfg.path!r} has no rows")
+    if not cfg.heldout_path:
+        train, held = sources.split(rows, cfg.path)
+        return Task(name=cfg.task, train=train, heldout=held)
+    held = read(cfg.heldout_path)
+    if not held:
+        raise ValueError(f"data.heldout_path: {cfg.heldout_path!r} has no rows")
+    return Task(name=cfg.task, train=rows, heldout=held)
+
+
+def _hf(cfg: DataConfig) -> Task:
+    _needs_path(cfg)
+    options = _options(DatasetOptions, cfg)
+    if cfg.heldout_path:
+        message = "has no effect on task 'hf'; name a split in data.options.heldout_split"
+        raise ValueError(f"data.heldout_path: {message}")
+
+    def read(split: str) -> tuple[sources.Example, ...]:
+        return sources.examples(sources.read_dataset(cfg.path, split, options.subset), cfg.columns)
+
+    train, held = read(options.split), read(options.heldout_split) if options.heldout_split else ()
+    if not held:
+        train, held = sources.split(train, cfg.path)
+    return Task(name=cfg.task, train=train, heldout=held)
+
+
+TASKS: Mapping[str, Callable[[DataConfig], Task]] = {
+    "chain": _chain,
+    "gcd": _gcd,
+    "mod": _mod,
+    "addition": _addition,
+    "countdown": _countdown,
+    "gsm8k": _gsm8k,
+    "jsonl": _jsonl,
+    "parquet": _parquet,
+    "hf": _hf,
+}
+"""Every task by name, as the function that makes it."""

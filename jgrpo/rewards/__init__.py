@@ -1,0 +1,1 @@
+"""How completions are scored: reward functions, the isolated worker pool, weighted sums."""

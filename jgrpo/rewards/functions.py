@@ -1,0 +1,262 @@
+"""The built-in reward functions.
+
+Each takes keyword arguments only, `completions` and the columns it needs, a list of one entry per
+completion each, and returns one number per completion, or None where it has nothing to say (TRL's
+signature, so functions written for TRL work here). Arguments with a default are the options of the
+reward and are set in the config. How rewards are summed is decided in `score.py`.
+"""
+
+import dataclasses
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+from jgrpo.rewards import countdown as countdown_rules
+from jgrpo.rewards.text import (
+    Completion,
+    first_number,
+    last_number,
+    leading_number,
+    parse_number,
+    text,
+)
+
+_TAGGED = re.compile(r"\s*<think>.*</think>\s*<answer>.*</answer>\s*", re.DOTALL)
+_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+
+
+def exact_match(
+    *,
+    completions: Sequence[Completion],
+    answer: Sequence[str],
+    case: Literal["keep", "ignore"] = "keep",
+) -> list[float | None]:
+    """1 if the completion is the answer, blanks around it aside; else 0.
+
+    Args:
+      completions: what the model wrote.
+      answer: reference answers; None is returned where there is none.
+      case: whether upper and lower case differ.
+    """
+    _one_of("exact_match", "case", case, ("keep", "ignore"))
+    fold = str.casefold if case == "ignore" else str
+    return [
+        float(fold(text(completion).strip()) == fold(wanted.strip())) if wanted.strip() else None
+        for completion, wanted in zip(completions, answer, strict=True)
+    ]
+
+
+def number_match(
+    *,
+    completions: Sequence[Completion],
+    answer: Sequence[str],
+    where: Literal["last", "first"] = "last",
+) -> list[float | None]:
+    """1 if the last (or first) number of the completion equals the answer; else 0.
+
+    Args:
+      completions: what the model wrote.
+      answer: reference answers; None is returned where that is not a number.
+      where: which number of the completion counts.
+    """
+    _one_of("number_match", "where", where, ("last", "first"))
+    find = last_number if where == "last" else first_number
+    return [
+        _equal(find(text(completion)), wanted)
+        for completion, wanted in zip(completions, answer, strict=True)
+    ]
+
+
+def tagged_number(
+    *,
+    completions: Sequence[Completion],
+    answer: Sequence[str],
+    marker: str = "#",
+    trailing: Literal["refuse", "ignore"] = "refuse",
+) -> list[float | None]:
+    """1 if the number after the last marker equals the answer; else 0.
+
+    Args:
+      completions: what the model wrote.
+      answer: reference answers; None is returned where that is not a number.
+      marker: what stands before the number: `#`, or `####` for GSM8K.
+      trailing: whether text may follow the number; a dot and blanks always may.
+    """
+    _one_of("tagged_number", "trailing", trailing, ("refuse", "ignore"))
+    if not marker:
+        raise ValueError("reward 'tagged_number': option 'marker' must not be empty")
+    return [
+        _equal(_tagged(text(completion), marker, trailing), wanted)
+        for completion, wanted in zip(completions, answer, strict=True)
+    ]
+
+
+def regex_format(*, completions: Sequence[Completion], pattern: str = "") -> list[float | None]:
+    """1 if the whole completion matches a regular expression; else 0.
+
+    Args:
+      completions: what the model wrote.
+      pattern: the expression (Python's `re`); by default that of the task. Blanks at the end of
+        the completion do not matter.
+    """
+    if not pattern:
+        raise ValueError("reward 'regex_format': option 'pattern' must not be empty")
+    form = re.compile(pattern)
+    return [float(form.fullmatch(text(item).rstrip()) is not None) for item in completions]
+
+
+def tag_format(*, completions: Sequence[Completion]) -> list[float | None]:
+    """1 if the completion is `<think>...</think><answer>...</answer>`, each tag once; else 0."""
+    return [
+        float(all(words.count(tag) == 1 for tag in _TAGS) and _TAGGED.fullmatch(words) is not None)
+        for words in map(text, completions)
+    ]
+
+
+def math_verify(*, completions: Sequence[Completion], answer: Sequence[str]) -> list[float | None]:
+    """1 if the completion's final expression equals the answer as mathematics; else 0.
+
+    Parses LaTeX and plain expressions with the package math-verify. Slow and sometimes endless, so
+    it runs in a worker process that is killed at its deadline, with the package's own off.
+
+    Args:
+      completions: what the model wrote.
+      answer: reference answers in LaTeX or plain; None is returned where it cannot be parsed.
+    """
+    import math_verify as package
+
+    # It warns that its own timeouts are off.
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    values: list[float | None] = []
+    for completion, wanted in zip(completions, answer, strict=True):
+        gold = package.parse(f"${wanted}$", parsing_timeout=0) if wanted.strip() else []
+        if not gold:
+            values.append(None)
+            continue
+        found = package.parse(text(completion), parsing_timeout=0)
+        values.append(float(package.verify(gold, found, timeout_seconds=0)))
+    return values
+
+
+def length(
+    *,
+    completions: Sequence[Completion],
+    completion_ids: Sequence[Sequence[int]],
+    answer: Sequence[str],
+    max_tokens: int = 256,
+    when: Literal["always", "exact_match", "number_match", "tagged_number"] = "always",
+    marker: str = "#",
+) -> list[float | None]:
+    """A bonus for brevity: 1 for no tokens, falling linearly to 0 at `max_tokens`.
+
+    Args:
+      completions: what the model wrote.
+      completion_ids: its tokens, EOS included.
+      answer: reference answers.
+      max_tokens: length from which on there is no bonus.
+      when: the reward that must give 1 for a completion to get its bonus; the others get 0.
+      marker: option of `tagged_number`.
+    """
+    _one_of("length", "when", when, ("always", *_CHECKS))
+    if max_tokens < 1:
+        raise ValueError(
+            f"reward 'length': option 'max_tokens' must be at least 1, got {max_tokens}"
+        )
+    bonus = [max(0.0, 1.0 - len(ids) / max_tokens) for ids in completion_ids]
+    if when == "always":
+        return [*bonus]
+    options = {"marker": marker} if when == "tagged_number" else {}
+    correct = _CHECKS[when](completions=completions, answer=answer, **options)
+    return [
+        None if right is None else value * right
+        for value, right in zip(bonus, correct, strict=True)
+    ]
+
+
+def countdown(
+    *,
+    completions: Sequence[Completion],
+    numbers: Sequence[Sequence[int]],
+    target: Sequence[int],
+    within: Literal["hash", "answer_tags"] = "hash",
+) -> list[float | None]:
+    """1 if the expression reaches the target with each number used at most once; else 0.
+
+    Args:
+      completions: what the model wrote.
+      numbers: the numbers given.
+      target: what to reach.
+      within: the expression stands after the last `#`, or in the last `<answer>` tags.
+    """
+    _one_of("countdown", "within", within, ("hash", "answer_tags"))
+    return [
+        float(countdown_rules.solves(_expression(text(completion), within), given, goal))
+        for completion, given, goal in zip(completions, numbers, target, strict=True)
+    ]
+
+
+def _equal(found: str | None, wanted: str) -> float | None:
+    number = parse_number(wanted)
+    return None if number is None else float(found == number)
+
+
+def _tagged(words: str, marker: str, trailing: str) -> str | None:
+    _, found, tail = words.rpartition(marker)
+    if not found:
+        return None
+    if trailing == "refuse":
+        return parse_number(tail)
+    number = leading_number(tail)
+    return number[0] if number else None
+
+
+def _expression(words: str, within: str) -> str:
+    if within == "hash":
+        return words.rpartition("#")[2] if "#" in words else ""
+    head, closed, _ = words.rpartition("</answer>")
+    return head.rpartition("<answer>")[2] if closed and "<answer>" in head else ""
+
+
+def _one_of(reward: str, option: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(
+            f"reward {reward!r}: option {option!r} must be one of {', '.join(allowed)}, "
+            f"got {value!r}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class BuiltIn:
+    """A built-in reward.
+
+    Attributes:
+      function: what computes it.
+      package: the optional package that it needs, or "".
+      extra: the extra of ours that installs the package, or "".
+      isolated: run each completion in a worker process with a deadline.
+    """
+
+    function: Callable[..., list[float | None]]
+    package: str = ""
+    extra: str = ""
+    isolated: bool = False
+
+
+_CHECKS: Mapping[str, Callable[..., list[float | None]]] = {
+    "exact_match": exact_match,
+    "number_match": number_match,
+    "tagged_number": tagged_number,
+}
+
+REWARDS: Mapping[str, BuiltIn] = {
+    "exact_match": BuiltIn(exact_match),
+    "number_match": BuiltIn(number_match),
+    "tagged_number": BuiltIn(tagged_number),
+    "regex_format": BuiltIn(regex_format),
+    "tag_format": BuiltIn(tag_format),
+    "math_verify": BuiltIn(math_verify, package="math_verify", extra="math", isolated=True),
+    "length": BuiltIn(length),
+    "countdown": BuiltIn(countdown),
+}
+"""Every built-in reward by name."""
