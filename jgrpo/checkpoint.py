@@ -1,0 +1,292 @@
+"""Checkpoints of the train state: saved in the background, verified before they are loaded.
+
+A finished checkpoint is `<run_dir>/checkpoints/<step>/`, as orbax writes a flat mapping from leaf
+name (`params.layers.q`, `opt_state.1.count`) to array, plus `manifest.json`, written last: shape
+and dtype of each leaf, size and SHA-256 of each file, and a SHA-256 of itself. A folder without a
+manifest is one whose save did not finish; it is ignored. What goes into the state is not decided
+here, nor is the format of exported models.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jgrpo.files import sha256, sync_folder, write_atomically
+from jgrpo.types import TrainState
+
+_MANIFEST = "manifest.json"
+_LOG = logging.getLogger(__name__)
+_State = TypeVar("_State")
+_Leaf: TypeAlias = jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic
+
+
+class Checkpoints:
+    """The checkpoints of one run. Every process of a multi-host run makes and calls one alike."""
+
+    def __init__(self, run_dir: Path, keep: int) -> None:
+        """Nothing is read or written yet.
+
+        Args:
+          run_dir: the run folder, on storage that all processes share.
+          keep: how many of the newest checkpoints stay on disk, at least 1.
+
+        Raises:
+          ValueError: if `keep` is less than 1.
+        """
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, got {keep}")
+        self._folder = run_dir.resolve() / "checkpoints"
+        self._keep = keep
+        self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
+        self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+        self._pending: concurrent.futures.Future[None] | None = None
+        self._current: int | None = None
+
+    def steps(self) -> list[int]:
+        """The steps with a finished checkpoint, ascending; not verified."""
+        if not self._folder.is_dir():
+            return []
+        paths = (path for path in self._folder.iterdir() if _is_step(path.name))
+        return sorted(int(path.name) for path in paths if (path / _MANIFEST).is_file())
+
+    def latest_step(self) -> int | None:
+        """The newest step with a finished checkpoint, not verified; None if there is none."""
+        return max(self.steps(), default=None)
+
+    def save(self, state: TrainState) -> None:
+        """Saves the state under its step, in the background, after the save before has finished.
+
+        On return the state has been copied and may be donated. The step that was saved or
+        restored last is not saved again: a step is a function of the run, so nothing can differ.
+
+        Args:
+          state: every leaf an array of nonzero size.
+
+        Raises:
+          OSError: if the save before, or the start of this one, failed (disk full, read-only).
+        """
+        self.wait()
+        step = int(state.step)
+        if step == self._current:
+            return
+        if jax.process_index() == 0:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._remove_unfinished()
+            _remove(self._folder / str(step))
+        leaves = _named_leaves(state)
+        self._orbax.save(self._folder / str(step), args=ocp.args.PyTreeSave(leaves))
+        shapes = {name: _describe(leaf) for name, leaf in leaves.items()}
+        self._pending = self._thread.submit(self._finish, step, shapes)
+
+    def wait(self) -> None:
+        """Returns when the save in progress has finished, its manifest included.
+
+        Raises:
+          OSError: if that save failed; the checkpoints before it are intact.
+        """
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def close(self) -> None:
+        """Waits as `wait` does, raising as it does, and ends the background thread."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            self._orbax.close()
+
+    def restore(self, like: _State, step: int) -> _State:
+        """Loads the checkpoint of one step after verifying every byte of it.
+
+        Args:
+          like: a train state, or another pytree with the same leaf names, whose leaves are
+            arrays or `jax.ShapeDtypeStruct`; each gives the shape, dtype and sharding of one
+            leaf. Content is not read.
+          step: one of `steps()`.
+
+        Returns:
+          The saved state in the structure of `like`, bitwise; a leaf that is a numpy array in
+          `like` comes back as one.
+
+        Raises:
+          ValueError: if a file is damaged, missing or foreign (named), or if the leaves differ
+            from those of `like` (named).
+        """
+        return self._load(like, step, verify(self._folder / str(step)))
+
+    def restore_latest(self, like: _State) -> _State | None:
+        """Loads the newest good checkpoint; a damaged one is named in the log and passed over.
+
+        Args:
+          like: as for `restore`.
+
+        Returns:
+          The saved state, or None if the run has no finished checkpoint.
+
+        Raises:
+          ValueError: if there are checkpoints and all are damaged, or if the leaves differ.
+        """
+        faults: list[str] = []
+        for step in reversed(self.steps()):
+            try:
+                manifest = verify(self._folder / str(step))
+            except (ValueError, OSError) as error:
+                _LOG.warning("checkpoint of step %d is not used: %s", step, error)
+                faults.append(str(error))
+                continue
+            return self._load(like, step, manifest)
+        if faults:
+            raise ValueError(
+                f"every checkpoint in {self._folder} is damaged: {'; '.join(faults)}. "
+                "Put back a copy of one, or start again with another run.dir."
+            )
+        return None
+
+    def _load(self, like: _State, step: int, manifest: Mapping[str, Any]) -> _State:
+        folder = self._folder / str(step)
+        target = _named_leaves(like)
+        _check_leaves(folder, saved=manifest["leaves"], target=target)
+        arguments = {name: _restore_argument(leaf) for name, leaf in target.items()}
+        request = ocp.args.PyTreeRestore(item=target, restore_args=arguments)
+        loaded = self._orbax.restore(folder, args=request)
+        self._current = step
+        return jax.tree.unflatten(jax.tree.structure(like), [loaded[name] for name in target])
+
+    def _finish(self, step: int, leaves: Mapping[str, Any]) -> None:
+        try:
+            self._orbax.wait_until_finished()
+        except ValueError as error:  # so tensorstore reports a write that failed
+            raise OSError(f"{self._folder / str(step)}: was not saved: {error}") from error
+        if jax.process_index() == 0:
+            _write_manifest(self._folder / str(step), step, leaves)
+            # Steps above the one just saved are damaged ones that a restore has passed over.
+            kept = [other for other in self.steps() if other <= step][-self._keep :]
+            for other in set(self.steps()) - set(kept):
+                _remove(self._folder / str(other))
+        self._current = step
+
+    def _remove_unfinished(self) -> None:
+        """Frees the space of saves that were killed; safe because no save is in progress."""
+        for path in list(self._folder.iterdir()):
+            unfinished = _is_step(path.name) and not (path / _MANIFEST).is_file()
+            if unfinished or ".orbax-checkpoint-tmp" in path.name:
+                _remove(path)
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Checks one checkpoint against its manifest, every byte of it.
+
+    Args:
+      folder: the checkpoint of one step.
+
+    Returns:
+      The manifest: `format`, `step`, `leaves` (shape and dtype by name), `files` (bytes and
+      sha256 by path) and its own `sha256`.
+
+    Raises:
+      ValueError: names the first file that is damaged, truncated, missing or foreign.
+      OSError: if a file cannot be read.
+    """
+    manifest = _read_manifest(folder / _MANIFEST)
+    if str(manifest["step"]) != folder.name:
+        raise ValueError(f"{folder / _MANIFEST}: is of step {manifest['step']}, not {folder.name}")
+    present = _files(folder)
+    for name, facts in manifest["files"].items():
+        path = folder / name
+        if name not in present:
+            raise ValueError(f"{path}: is missing")
+        if path.stat().st_size != facts["bytes"]:
+            raise ValueError(f"{path}: has {path.stat().st_size} bytes, not {facts['bytes']}")
+        if sha256(path) != facts["sha256"]:
+            raise ValueError(f"{path}: its content is not what was saved (SHA-256 differs)")
+    if foreign := sorted(present - set(manifest["files"])):
+        raise ValueError(f"{folder / foreign[0]}: does not belong to the checkpoint")
+    return manifest
+
+
+def _write_manifest(folder: Path, step: int, leaves: Mapping[str, Any]) -> None:
+    files = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
+        for name in sorted(_files(folder))
+    }
+    for path in [folder, folder.parent, *(path for path in folder.rglob("*") if path.is_dir())]:
+        sync_folder(path)
+    manifest = {"format": 1, "step": step, "leaves": leaves, "files": files}
+    manifest["sha256"] = _manifest_digest(manifest)
+    write_atomically(folder / _MANIFEST, json.dumps(manifest, indent=1))
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path}: is missing (there is no finished checkpoint of this step)")
+    try:
+        manifest = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: is damaged, not JSON ({error})") from error
+    digest = manifest.pop("sha256", None) if isinstance(manifest, dict) else None
+    if digest is None or digest != _manifest_digest(manifest):
+        raise ValueError(f"{path}: is damaged (its own SHA-256 differs)")
+    return manifest
+
+
+def _manifest_digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _files(folder: Path) -> set[str]:
+    paths = (path for path in folder.rglob("*") if not path.is_dir())
+    return {path.relative_to(folder).as_posix() for path in paths} - {_MANIFEST}
+
+
+def _remove(folder: Path) -> None:
+    """Deletes a checkpoint, manifest first, so that a half-deleted one counts as unfinished."""
+    if folder.exists():
+        (folder / _MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(folder)
+
+
+def _is_step(name: str) -> bool:
+    return name.isdecimal() and str(int(name)) == name
+
+
+def _named_leaves(state: Any) -> dict[str, _Leaf]:
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    named = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+    assert len(named) == len(leaves), "two leaves of the train state share a dotted name"
+    return named
+
+
+def _describe(leaf: _Leaf) -> dict[str, Any]:
+    return {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
+
+
+def _restore_argument(leaf: _Leaf) -> ocp.RestoreArgs:
+    if isinstance(leaf, np.ndarray | np.generic):
+        return ocp.RestoreArgs(restore_type=np.ndarray)
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype)
+
+
+def _check_leaves(folder: Path, *, saved: Mapping[str, Any], target: Mapping[str, _Leaf]) -> None:
+    wanted = {name: _describe(leaf) for name, leaf in target.items()}
+    for name in sorted(set(saved) | set(wanted)):
+        if saved.get(name) != wanted.get(name):
+            raise ValueError(
+                f"{folder}: leaf {name!r} is {_shown(saved.get(name))} in the checkpoint, but this "
+                f"run needs {_shown(wanted.get(name))}; the config, model or optimizer has "
+                "changed: restore the old setting, or start again with another run.dir"
+            )
+
+
+def _shown(leaf: Mapping[str, Any] | None) -> str:
+    return "absent" if leaf is None else f"{leaf['dtype']}{leaf['shape']}"

@@ -1,0 +1,43 @@
+"""Files that are either whole or absent, whenever the process or the machine stops.
+
+Used for everything a run leaves behind. Nothing here knows what the files hold.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file so that a reader sees the old file or the whole new one.
+
+    Args:
+      path: the file; its folder must exist.
+      text: the new content, written as UTF-8.
+
+    Raises:
+      OSError: if the disk is full or the folder is read-only; the old file is then intact.
+    """
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder survive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content as 64 lowercase hex digits; the file is synced to disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
