@@ -1,0 +1,23 @@
+"""The short list of widths that arrays are padded to, so that few shapes are ever compiled."""
+
+_STEP = 16
+
+
+def bucket(length: int, step: int = _STEP) -> int:
+    """Returns the smallest width of the list that holds `length` tokens.
+
+    The list is step x (1, 2, 3, 4, 6, 8, 12, 16, ...): at most a third of a wide row is padding.
+
+    Args:
+      length: tokens to hold; 0 counts as 1.
+      step: the narrowest width.
+
+    Example:
+      >>> [bucket(n) for n in (1, 16, 17, 65, 100, 129)]
+      [16, 16, 32, 96, 128, 192]
+    """
+    units = max(1, -(-length // step))
+    if units <= 2:
+        return units * step
+    power = 1 << ((units - 1).bit_length() - 1)
+    return step * (power * 3 // 2 if units <= power * 3 // 2 else power * 2)

@@ -1,0 +1,222 @@
+"""The commands: `python train.py CONFIG ...` and `jgrpo eval | generate | export | methods | data`.
+
+Each reads its arguments, calls one function of the package and prints what came of it. Mistakes of
+the user end in one message and exit code 2, without a traceback.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from jgrpo import config_io
+from jgrpo.config import Config
+
+_OVERRIDES = "settings as dotted keys, such as method=gspo optim.lr=1e-6"
+
+
+def train_main(argv: Sequence[str] | None = None) -> int:
+    """Runs `train.py`; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        description="Trains as a config says; the same command on the same run.dir continues.",
+    )
+    parser.add_argument("config", help="a YAML file, such as configs/quickstart.yaml")
+    parser.add_argument("override", nargs="*", help=_OVERRIDES)
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--check", action="store_true", help="validate, print the plan, and stop")
+    shown.add_argument("--print", action="store_true", help="print the resolved YAML, and stop")
+    parser.add_argument(
+        "--devices", type=int, help="devices the plan of --check is for (default: those present)"
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="continue a run although its config has changed"
+    )
+    return _guarded(_train, parser.parse_intermixed_args(argv))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `jgrpo` (also `python -m jgrpo`); returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="jgrpo", description="Group-relative reinforcement learning of language models in JAX."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    add = commands.add_parser("eval", help="evaluate a run or an untrained config, held out")
+    _add_source(add)
+    add.add_argument("--json", action="store_true", help="print the report as JSON")
+    add.set_defaults(call=_eval)
+
+    add = commands.add_parser("generate", help="sample completions")
+    _add_source(add)
+    add.add_argument("--prompt", help="the prompt; default: held-out prompts of the task")
+    add.add_argument("-n", type=int, default=4, help="prompts to show without --prompt")
+    add.add_argument("-g", type=int, default=1, help="completions per prompt")
+    add.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    add.set_defaults(call=_generate)
+
+    add = commands.add_parser("export", help="write a run's weights as a Hugging Face directory")
+    add.add_argument("run", help="a run folder")
+    add.add_argument("--step", type=int, help="checkpoint to export (default: the newest)")
+    add.add_argument("--to", required=True, help="directory to write")
+    add.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    add.set_defaults(call=_export)
+
+    add = commands.add_parser("methods", help="list the methods, or describe one")
+    add.add_argument("name", nargs="?", help="a method, such as gspo")
+    add.add_argument("--json", action="store_true", help="print as JSON")
+    add.set_defaults(call=_methods)
+
+    add = commands.add_parser("data", help="list tasks and rewards, or show a config's prompts")
+    add.add_argument("config", nargs="?", help="show prompts of this config's task")
+    add.add_argument("override", nargs="*", help=_OVERRIDES)
+    add.add_argument("--rewards", action="store_true", help="list the built-in rewards")
+    add.add_argument("-n", type=int, default=4, help="prompts to show")
+    add.set_defaults(call=_data)
+
+    args = parser.parse_intermixed_args(argv) if argv or sys.argv[1:] else parser.parse_args([])
+    return _guarded(args.call, args)
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="a run folder (its newest checkpoint) or a config file")
+    parser.add_argument("override", nargs="*", help=_OVERRIDES)
+    parser.add_argument("--step", type=int, help="checkpoint of the run (default: the newest)")
+
+
+def _guarded(call: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
+    try:
+        call(args)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues from the newest checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _train(args: argparse.Namespace) -> None:
+    cfg = config_io.load(args.config, args.override)
+    if args.print:
+        print(config_io.dump(cfg), end="")
+    elif args.check:
+        _check(cfg, args.devices)
+    else:
+        from jgrpo.run import train
+
+        _report(cfg, args, train(cfg, force=args.force))
+
+
+def _check(cfg: Config, devices: int | None) -> None:
+    import jax
+
+    from jgrpo.models.load import architecture
+    from jgrpo.planner import describe, plan
+
+    print(describe(plan(cfg, architecture(cfg.model.path), devices or jax.device_count())))
+
+
+def _report(cfg: Config, args: argparse.Namespace, summary: dict[str, Any]) -> None:
+    from jgrpo.evaluate import EvalReport
+    from jgrpo.progress import before_after_table
+
+    before, after = (EvalReport.from_json(summary[name]) for name in ("eval_before", "eval_after"))
+    console = Console()
+    console.print(before_after_table(before, after))
+    lines = [
+        f"The run lies in {cfg.run.dir}: metrics.jsonl, samples/, checkpoints/, summary.json.",
+        "Next:",
+        f"  .venv/bin/jgrpo generate {cfg.run.dir} -n 4 -g 2 --temperature 1",
+        f"  .venv/bin/jgrpo export {cfg.run.dir} --to {cfg.run.dir}/exported",
+        f"  .venv/bin/python train.py {args.config} method=gspo run.dir={cfg.run.dir}_gspo",
+    ]
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def _eval(args: argparse.Namespace) -> None:
+    from jgrpo.reopen import reopen
+
+    run, params, key, _ = reopen(Path(args.source), args.override, args.step)
+    report = run.evaluator.evaluate(params, key)
+    if args.json:
+        print(json.dumps(report.to_json()))
+        return
+    table = Table(title=f"{report.num_prompts} held-out prompts of {run.cfg.data.task}")
+    table.add_column("")
+    table.add_column("value", justify="right")
+    for name, value in report.metrics().items():
+        table.add_row(name.removeprefix("eval/"), f"{value:.3f}")
+    Console().print(table)
+
+
+def _generate(args: argparse.Namespace) -> None:
+    from jgrpo.reopen import reopen, sample_texts
+
+    run, params, key, _ = reopen(Path(args.source), args.override, args.step)
+    task = run.collector.task
+    prompts: list[Any] = (
+        [args.prompt]
+        if args.prompt
+        else [task.heldout[i].prompt for i in range(min(args.n, len(task.heldout)))]
+    )
+    groups = sample_texts(
+        run, params, key, prompts, group_size=args.g, temperature=args.temperature
+    )
+    for prompt, group in zip(prompts, groups, strict=True):
+        shown = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        for completion in group:
+            print(f"{shown} -> {completion}")
+
+
+def _export(args: argparse.Namespace) -> None:
+    from jgrpo.reopen import export
+
+    step = export(Path(args.run), args.step, Path(args.to), args.dtype)
+    print(f"wrote the weights of step {step} to {args.to}")
+
+
+def _methods(args: argparse.Namespace) -> None:
+    from jgrpo.algo import METHODS, method
+    from jgrpo.algo.describe import method_page, methods_table
+
+    rows = methods_table()
+    if args.name:
+        method(args.name)  # an unknown name raises, saying which there are
+        rows = [row for row in rows if row["name"] == args.name]
+    if args.json:
+        print(json.dumps(rows, indent=1))
+    elif args.name:
+        print(method_page(args.name))
+    else:
+        table = Table(title=f"{len(METHODS)} methods (jgrpo methods NAME for one page)")
+        for header in ("method", "slots", "constants", "paper", "departs"):
+            table.add_column(header)
+        for row in rows:
+            slots = " ".join(f"{k}={v}" for k, v in row["slots"].items() if v != "none")
+            constants = " ".join(f"{k}={v}" for k, v in row["constants"].items())
+            table.add_row(row["name"], slots, constants, row["paper"], row["departs"])
+        Console().print(table)
+
+
+def _data(args: argparse.Namespace) -> None:
+    from jgrpo.data.tasks import TASKS, load_task
+    from jgrpo.rewards.functions import REWARDS
+
+    if args.config is None:
+        table = REWARDS if args.rewards else TASKS
+        for name, entry in table.items():
+            print(f"{name:16} {(entry.__doc__ or '').strip().splitlines()[0]}")
+        return
+    cfg = config_io.load(args.config, args.override)
+    task = load_task(cfg.data)
+    print(f"{task.name}: {len(task.train)} prompts to train on, {len(task.heldout)} held out")
+    for i in range(min(args.n, len(task.train))):
+        example = task.train[i]
+        shown = example.prompt if isinstance(example.prompt, str) else list(example.prompt)
+        print(json.dumps({"prompt": shown, "answer": example.answer, "solution": example.solution}))

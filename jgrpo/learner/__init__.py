@@ -1,0 +1,1 @@
+"""From a batch with advantages to new weights."""

@@ -1,0 +1,113 @@
+"""A run opened again after training: to evaluate, to generate, to export."""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Key, PyTree
+
+from jgrpo import config_io
+from jgrpo.checkpoint import Checkpoints
+from jgrpo.collect import texts
+from jgrpo.data.chat import prompt_batch
+from jgrpo.keys import named_key
+from jgrpo.models import hf
+from jgrpo.rollout.sample import Sampling
+from jgrpo.run import Run, assemble
+from jgrpo.types import Example, Message
+
+
+def reopen(
+    source: Path, overrides: Sequence[str] = (), step: int | None = None
+) -> tuple[Run, PyTree, Key[Array, ""], int]:
+    """Assembles a run and loads its weights.
+
+    Args:
+      source: a run folder, or a config file for the untrained weights.
+      overrides: dotted `key=value` settings on top of the config.
+      step: the checkpoint to load; default: the newest.
+
+    Returns:
+      The run, the weights, a key for sampling, and the number of steps the weights have trained.
+
+    Raises:
+      ValueError: if the folder holds no such checkpoint, or a damaged one.
+    """
+    is_run = (source / "config.yaml").is_file()
+    run = assemble(config_io.load(source / "config.yaml" if is_run else source, overrides))
+    fresh = run.learner.init(run.model.params)
+    key = named_key(run.root, "reopened")
+    if not is_run:
+        return run, fresh.params, key, 0
+    with contextlib.closing(Checkpoints(source, run.cfg.checkpoint.keep)) as checkpoints:
+        if step is not None and step not in checkpoints.steps():
+            raise ValueError(f"{source} has no checkpoint of step {step}: {checkpoints.steps()}")
+        state = (
+            checkpoints.restore_latest(fresh) if step is None else checkpoints.restore(fresh, step)
+        )
+    if state is None:
+        raise ValueError(f"{source} has no finished checkpoint")
+    return run, state.params, key, int(state.step)
+
+
+def sample_texts(
+    run: Run,
+    params: PyTree,
+    key: Key[Array, ""],
+    prompts: Sequence[str | list[Message]],
+    *,
+    group_size: int,
+    temperature: float,
+) -> list[list[str]]:
+    """Samples completions of prompts given as text or messages.
+
+    Args:
+      run: an assembled run; its `rollout` section sets length and stop strings.
+      params: weights to sample with.
+      key: names the noise.
+      prompts: what is asked.
+      group_size: completions per prompt.
+      temperature: 0 is greedy.
+    """
+    cfg, model = run.cfg, run.model
+    examples = [Example(prompt=prompt) for prompt in prompts]
+    uids = np.arange(len(examples), dtype=np.int32)
+    rollouts = run.collector.engine.generate(
+        params,
+        prompt_batch(model.tokenizer, examples, uids, cfg=cfg.data, pad_id=model.pad_id),
+        key,
+        group_size=group_size,
+        max_tokens=cfg.rollout.max_completion_tokens,
+        sampling=Sampling(temperature=temperature),
+        stop=cfg.rollout.stop,
+    )
+    flat = texts(model, rollouts)
+    return [flat[i : i + group_size] for i in range(0, len(flat), group_size)]
+
+
+def export(source: Path, step: int | None, to: Path, dtype: str) -> int:
+    """Writes the weights of a run as a directory that `transformers` loads.
+
+    Args:
+      source: the run folder.
+      step: checkpoint; default: the newest.
+      to: directory to write; made if absent.
+      dtype: "float32", "bfloat16" or "float16".
+
+    Returns:
+      The number of steps the written weights have trained.
+    """
+    run, params, _, trained = reopen(source, (), step)
+    eos: Any = list(run.model.eos_ids)
+    generation = {"eos_token_id": eos, "pad_token_id": run.model.pad_id}
+    hf.save(
+        to,
+        run.model.arch,
+        params,
+        dtype=dtype,
+        tokenizer=run.model.tokenizer,
+        generation=generation,
+    )
+    return trained

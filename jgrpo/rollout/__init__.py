@@ -1,0 +1,1 @@
+"""Sampling completions: logits to tokens, the decode loop, and the engine that drives it."""
