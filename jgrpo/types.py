@@ -1,8 +1,9 @@
 """The records that flow from one stage to the next.
 
 Letters: P prompts, G completions per prompt (a group), T completion tokens, Lp prompt tokens,
-B = P*G. Prompts are padded on the left, so that the last prompt token of every row stands at index Lp - 1;
-completions are padded on the right. Records of arrays are pytrees and may hold numpy or jax arrays.
+B = P*G. Prompts are padded on the left, so that the last prompt token of every row stands at index
+Lp - 1; completions are padded on the right. Records of arrays are pytrees and may hold numpy or
+jax arrays.
 """
 
 import dataclasses
