@@ -79,7 +79,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     add.add_argument("-n", type=int, default=4, help="prompts to show")
     add.set_defaults(call=_data)
 
-    args = parser.parse_intermixed_args(argv) if argv or sys.argv[1:] else parser.parse_args([])
+    # argparse does not mix options and several positionals in subcommands; settings may stand last.
+    args, rest = parser.parse_known_args(argv)
+    unknown = [word for word in rest if word.startswith("-") or "=" not in word]
+    if unknown or (rest and "override" not in args):
+        parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
+    if rest:
+        args.override = [*args.override, *rest]
     return _guarded(args.call, args)
 
 
