@@ -54,7 +54,10 @@ def curve(folder: Path) -> list[tuple[int, dict[str, float]]]:
     summary = json.loads((folder / "summary.json").read_text())
     points = [(0, summary["eval_before"])]
     named = [
-        (row["step"] + 1, {"greedy": row["eval/greedy_accuracy"], "sampled": row.get("eval/pass@1")})
+        (
+            row["step"] + 1,
+            {"greedy": row["eval/greedy_accuracy"], "sampled": row.get("eval/pass@1")},
+        )
         for row in rows(folder)
         if "eval/greedy_accuracy" in row
     ]

@@ -354,7 +354,7 @@ METRICS: Mapping[str, Metric] = {
     "time/rollout_s": Metric("s", "time of sampling"),
     "time/reward_s": Metric("s", "time of scoring"),
     "time/learner_s": Metric("s", "time of log-probs, gradients and updates"),
-    "time/host_s": Metric("s", "rest of the step: data, tokenizer, files"),
+    "time/host_s": Metric("s", "rest of the step: prompts, tokenizer, advantages"),
     "time/step_s": Metric("s", "time of the whole step, evaluation excluded", "step_time"),
     "throughput/rollout_tok_s": Metric("tokens/s", "completion tokens by time of sampling"),
     "throughput/learner_tok_s": Metric("tokens/s", "trained tokens by time of the learner"),
@@ -373,5 +373,4 @@ METRICS: Mapping[str, Metric] = {
     "eval/length_mean": Metric("tokens", "mean length of the greedy completions"),
     "eval/finished_rate": Metric("fraction", "greedy completions that ended themselves"),
     "eval/format_rate": Metric("fraction", "greedy completions in the task's format"),
-    "compile/count": Metric("count", "programs compiled by the run so far"),
 }

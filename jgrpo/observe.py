@@ -48,7 +48,7 @@ def step_metrics(
     batch: Batch,
     learned: Mapping[str, float],
 ) -> dict[str, float]:
-    """All metrics of a step but its whole time and its evaluation.
+    """All metrics of a step but those of its whole time and its evaluation.
 
     Args:
       cfg: the run's config.
@@ -93,6 +93,21 @@ def step_metrics(
         given = column[~np.isnan(column)]
         metrics[f"reward/{name}/mean"] = float(given.mean()) if given.size else 0.0
     return metrics | dict(learned)
+
+
+def whole_step(metrics: Mapping[str, float], step_s: float) -> dict[str, float]:
+    """The metrics that need the time of the whole step, evaluation and writing left out.
+
+    Args:
+      metrics: the other metrics of the step.
+      step_s: seconds from its beginning to the end of its last update.
+    """
+    stages = ("time/rollout_s", "time/reward_s", "time/learner_s")
+    return {
+        "time/step_s": step_s,
+        "time/host_s": step_s - sum(metrics[name] for name in stages),
+        "throughput/step_tok_s": metrics["tokens/completion"] / step_s,
+    }
 
 
 def broken_invariants(cfg: Config, metrics: Mapping[str, float]) -> Iterator[str]:

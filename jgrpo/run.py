@@ -31,7 +31,13 @@ from jgrpo.loggers import open_sinks
 from jgrpo.metrics import MetricsFile, SamplesWriter
 from jgrpo.models.architecture import logical_axes
 from jgrpo.models.load import LoadedModel, load
-from jgrpo.observe import broken_invariants, combine_updates, samples, step_metrics
+from jgrpo.observe import (
+    broken_invariants,
+    combine_updates,
+    samples,
+    step_metrics,
+    whole_step,
+)
 from jgrpo.parallel.mesh import make_mesh
 from jgrpo.parallel.rules import param_shardings, replicated
 from jgrpo.progress import Progress
@@ -155,8 +161,8 @@ def _loop(run: Run, state: TrainState, folder: Path, checkpoints: Checkpoints) -
             collected = run.collector.collect(state.params, step, int(state.cursor))
             state, batch, learned = learn(run, state, step, collected)
             metrics = step_metrics(cfg, step, collected, batch, learned)
+            metrics |= whole_step(metrics, time.perf_counter() - begin)
             metrics |= evaluate_if_due(run, state, step + 1)
-            metrics["time/step_s"] = time.perf_counter() - begin
             for broken in broken_invariants(cfg, metrics):
                 progress.say(broken)
             metrics_file.write(step, metrics)

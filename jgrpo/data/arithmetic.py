@@ -24,7 +24,7 @@ _NUM_SHOTS = 3
 _ADDITION_ONE_IN = 5
 
 Style: TypeAlias = Literal["plain", "few_shot"]
-MaxNumber: TypeAlias = Annotated[int, Ge(20), Le(500)]
+MaxNumber: TypeAlias = Annotated[int, Ge(20), Le(200)]
 Pair: TypeAlias = tuple[int, int]
 Split: TypeAlias = tuple[tuple[Example, ...], tuple[Example, ...]]
 
@@ -103,7 +103,7 @@ def addition(options: AdditionOptions) -> Split:
 
     return enumerated(
         [(a, b) for a in numbers for b in numbers],
-        key=_unordered,
+        key=lambda pair: f"{min(pair)}+{max(pair)}",
         write=write,
         one_in=_ADDITION_ONE_IN,
     )

@@ -21,7 +21,7 @@ HELDOUT_ONE_IN = 10
 """One problem in this many is held out, if a task does not say otherwise."""
 TRAIN_SIZE = 2**20
 """Indices of a generated training split; problems may come again under another index."""
-HELDOUT_SIZE = 1024
+HELDOUT_SIZE = 512
 """Held-out problems of a generated task, all different; fewer where there are not as many."""
 
 
@@ -49,20 +49,24 @@ def is_heldout(text: str, one_in: int = HELDOUT_ONE_IN) -> bool:
     return content_hash(text) % one_in == 0
 
 
-def stream(name: str) -> Iterator[int]:
-    """Yields an endless sequence of 64-bit integers that the name determines (splitmix64).
+def splitmix64(seed: int) -> Iterator[int]:
+    """Yields an endless sequence of 64-bit integers.
 
     Example:
-      >>> from itertools import islice
-      >>> list(islice(stream("chain/7"), 2)) == list(islice(stream("chain/7"), 2))
-      True
+      >>> next(splitmix64(1234567))
+      6457827717110365317
     """
-    state = content_hash(name)
+    state = seed
     while True:
         state = (state + 0x9E3779B97F4A7C15) & _MASK
         mixed = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
         mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK
         yield mixed ^ (mixed >> 31)
+
+
+def stream(name: str) -> Iterator[int]:
+    """Yields the endless sequence of 64-bit integers that a name determines."""
+    return splitmix64(content_hash(name))
 
 
 def below(draws: Iterator[int], limit: int) -> int:

@@ -11,6 +11,7 @@ many tokens is in `logps.py`, sampling in `rollout/`.
 """
 
 import dataclasses
+import math
 from typing import Any, Literal, TypeAlias, overload
 
 import jax
@@ -145,9 +146,8 @@ def build(arch: Architecture, *, dtype: str, seed: int | None = None) -> tuple[G
       seed: draws fresh float32 weights; None gives shapes (`jax.ShapeDtypeStruct`) only.
 
     Returns:
-      The graph definition (hashable, to be closed over) and the parameters: matrices normal with
-      standard deviation 0.02, those that write to the stream divided by sqrt(2 L), norms one,
-      biases zero.
+      The graph definition (hashable, to be closed over) and the parameters: matrices normal and
+      scaled by their inputs, norms one, biases zero.
     """
 
     def make() -> Decoder:
@@ -281,10 +281,14 @@ def logits(params: Params, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]
     return jnp.einsum("...d,vd->...v", hidden, weight, preferred_element_type=jnp.float32)
 
 
-def empty_own(arch: Architecture, P: int, G: int, width: int, dtype: str) -> KV:
-    """A zeroed cache for `width` tokens of each completion."""
-    shape = (arch.num_layers, P, G, arch.num_kv_heads, width, arch.head_width)
-    return KV(k=jnp.zeros(shape, dtype), v=jnp.zeros(shape, dtype))
+def empty_own(cache: PromptCache, group_size: int, width: int) -> KV:
+    """A zeroed cache for `width` tokens of each of `group_size` completions of every prompt."""
+
+    def zeros(prompt: Float[Array, "L P K Lp E"]) -> Float[Array, "L P G K W E"]:
+        layers, p, heads, _, e = prompt.shape
+        return jnp.zeros((layers, p, group_size, heads, width, e), prompt.dtype)
+
+    return jax.tree.map(zeros, cache.kv)
 
 
 def _with_own_cache(
@@ -325,14 +329,22 @@ def _with_own_cache(
 
 
 def _initial(arch: Architecture, name: str, axes: tuple[str, ...], key: Array) -> nnx.Param:
-    """A fresh parameter; what kind it is follows from its name."""
+    """A fresh parameter; what kind it is follows from its name.
+
+    Matrices keep the variance of what they multiply (standard deviation 1 / sqrt(inputs)), those
+    that write to the stream divided by sqrt(2 L); the embedding is scaled as an LM head, which it
+    may be.
+    """
     sizes = axis_sizes(arch)
     shape = tuple(sizes[axis] for axis in axes)
     if name.endswith("norm"):
         return nnx.Param(jnp.ones(shape, jnp.float32))
     if name.endswith("bias"):
         return nnx.Param(jnp.zeros(shape, jnp.float32))
-    scale = 0.02 / (2 * arch.num_layers) ** 0.5 if name in ("o", "down") else 0.02
+    inputs = {"o": shape[:-1], "down": shape[:1], "embed": shape[1:], "lm_head": shape[1:]}
+    scale = math.prod(inputs.get(name, shape[:1])) ** -0.5
+    if name in ("o", "down"):
+        scale /= (2 * arch.num_layers) ** 0.5
     return nnx.Param(scale * jax.random.normal(key, shape, jnp.float32))
 
 

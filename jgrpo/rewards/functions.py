@@ -3,14 +3,17 @@
 Each takes keyword arguments only, `completions` and the columns it needs, a list of one entry per
 completion each, and returns one number per completion, or None where it has nothing to say (TRL's
 signature, so functions written for TRL work here). Arguments with a default are the options of the
-reward and are set in the config. How rewards are summed is decided in `score.py`.
+reward; they are set in the config and checked against their annotations when the run begins. How
+rewards are summed is decided in `score.py`.
 """
 
 import dataclasses
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
+
+from annotated_types import Ge, MinLen
 
 from jgrpo.rewards import countdown as countdown_rules
 from jgrpo.rewards.text import (
@@ -21,6 +24,8 @@ from jgrpo.rewards.text import (
     parse_number,
     text,
 )
+
+Text: TypeAlias = Annotated[str, MinLen(1)]
 
 _TAGGED = re.compile(r"\s*<think>.*</think>\s*<answer>.*</answer>\s*", re.DOTALL)
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -39,7 +44,6 @@ def exact_match(
       answer: reference answers; None is returned where there is none.
       case: whether upper and lower case differ.
     """
-    _one_of("exact_match", "case", case, ("keep", "ignore"))
     fold = str.casefold if case == "ignore" else str
     return [
         float(fold(text(completion).strip()) == fold(wanted.strip())) if wanted.strip() else None
@@ -60,7 +64,6 @@ def number_match(
       answer: reference answers; None is returned where that is not a number.
       where: which number of the completion counts.
     """
-    _one_of("number_match", "where", where, ("last", "first"))
     find = last_number if where == "last" else first_number
     return [
         _equal(find(text(completion)), wanted)
@@ -72,7 +75,7 @@ def tagged_number(
     *,
     completions: Sequence[Completion],
     answer: Sequence[str],
-    marker: str = "#",
+    marker: Text = "#",
     trailing: Literal["refuse", "ignore"] = "refuse",
 ) -> list[float | None]:
     """1 if the number after the last marker equals the answer; else 0.
@@ -83,16 +86,13 @@ def tagged_number(
       marker: what stands before the number: `#`, or `####` for GSM8K.
       trailing: whether text may follow the number; a dot and blanks always may.
     """
-    _one_of("tagged_number", "trailing", trailing, ("refuse", "ignore"))
-    if not marker:
-        raise ValueError("reward 'tagged_number': option 'marker' must not be empty")
     return [
         _equal(_tagged(text(completion), marker, trailing), wanted)
         for completion, wanted in zip(completions, answer, strict=True)
     ]
 
 
-def regex_format(*, completions: Sequence[Completion], pattern: str = "") -> list[float | None]:
+def regex_format(*, completions: Sequence[Completion], pattern: Text = ".*") -> list[float | None]:
     """1 if the whole completion matches a regular expression; else 0.
 
     Args:
@@ -100,8 +100,6 @@ def regex_format(*, completions: Sequence[Completion], pattern: str = "") -> lis
       pattern: the expression (Python's `re`); by default that of the task. Blanks at the end of
         the completion do not matter.
     """
-    if not pattern:
-        raise ValueError("reward 'regex_format': option 'pattern' must not be empty")
     form = re.compile(pattern)
     return [float(form.fullmatch(text(item).rstrip()) is not None) for item in completions]
 
@@ -144,9 +142,9 @@ def length(
     completions: Sequence[Completion],
     completion_ids: Sequence[Sequence[int]],
     answer: Sequence[str],
-    max_tokens: int = 256,
+    max_tokens: Annotated[int, Ge(1)] = 256,
     when: Literal["always", "exact_match", "number_match", "tagged_number"] = "always",
-    marker: str = "#",
+    marker: Text = "#",
 ) -> list[float | None]:
     """A bonus for brevity: 1 for no tokens, falling linearly to 0 at `max_tokens`.
 
@@ -158,11 +156,6 @@ def length(
       when: the reward that must give 1 for a completion to get its bonus; the others get 0.
       marker: option of `tagged_number`.
     """
-    _one_of("length", "when", when, ("always", *_CHECKS))
-    if max_tokens < 1:
-        raise ValueError(
-            f"reward 'length': option 'max_tokens' must be at least 1, got {max_tokens}"
-        )
     bonus = [max(0.0, 1.0 - len(ids) / max_tokens) for ids in completion_ids]
     if when == "always":
         return [*bonus]
@@ -189,7 +182,6 @@ def countdown(
       target: what to reach.
       within: the expression stands after the last `#`, or in the last `<answer>` tags.
     """
-    _one_of("countdown", "within", within, ("hash", "answer_tags"))
     return [
         float(countdown_rules.solves(_expression(text(completion), within), given, goal))
         for completion, given, goal in zip(completions, numbers, target, strict=True)
@@ -216,14 +208,6 @@ def _expression(words: str, within: str) -> str:
         return words.rpartition("#")[2] if "#" in words else ""
     head, closed, _ = words.rpartition("</answer>")
     return head.rpartition("<answer>")[2] if closed and "<answer>" in head else ""
-
-
-def _one_of(reward: str, option: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(
-            f"reward {reward!r}: option {option!r} must be one of {', '.join(allowed)}, "
-            f"got {value!r}"
-        )
 
 
 @dataclasses.dataclass(frozen=True)

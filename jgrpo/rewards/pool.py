@@ -6,6 +6,7 @@ can cost its own result only. What the functions compute is not known here. A ch
 function leaves behind is not followed.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import multiprocessing
@@ -15,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 Failure: TypeAlias = Literal["", "raised", "died", "deadline"]
 
@@ -122,17 +123,17 @@ class Pool:
         )
         process.start()
         theirs.close()  # else the end of the process would not close the pipe
-        return _Worker(process, ours, time.monotonic() + START_DEADLINE_S)
+        pipe = cast(Connection, ours)  # on Windows, a class of another name with the same methods
+        return _Worker(process, pipe, time.monotonic() + START_DEADLINE_S)
 
     def _send(
         self, worker: _Worker, index: int, function: str, items: Sequence[Mapping[str, Any]]
     ) -> None:
         worker.item = index
         worker.deadline = time.monotonic() + self._deadline_s
-        try:
+        # A worker that died between two items is noticed by the next wait; the item has failed.
+        with contextlib.suppress(BrokenPipeError):
             worker.pipe.send((function, dict(items[index])))
-        except BrokenPipeError:
-            pass  # It died between two items; the next wait sees that, and the item has failed.
 
     def _next_events(self) -> list[_Worker]:
         """Waits until a worker that owes something has sent, ended or run out of time."""

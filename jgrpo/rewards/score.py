@@ -8,11 +8,13 @@ import dataclasses
 import importlib.util
 import inspect
 import math
+import re
+import typing
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
+import pydantic
 from jaxtyping import Bool, Float32
 
 from jgrpo.config import RewardConfig, RewardFunctionConfig, Scalar
@@ -175,10 +177,10 @@ def score(
         given = _select(reward, arguments)
         if reward.pool is None:
             values = reward.function(**given, **reward.options)
+            table[:, index] = _checked(reward.name, values, len(completions))
         else:
-            values, failed = _isolated(reward, reward.pool, given, len(completions))
+            table[:, index], failed = _isolated(reward, reward.pool, given, len(completions))
             failures |= {reward.name: failed} if failed else {}
-        table[:, index] = _checked(reward.name, values, len(completions))
     known = ~np.isnan(table)
     weights = np.array([reward.weight for reward in rewards], np.float32)
     return Scores(
@@ -208,6 +210,7 @@ def _built_in(spec: RewardFunctionConfig, task: Task, cfg: RewardConfig) -> Rewa
             )
         options["pattern"] = task.format_pattern
     _known_options(spec.name, options, [item.name for item in parameters if item.name not in needs])
+    _check_options(spec.name, entry.function, options)
     pool = None
     if entry.isolated:
         pool = Pool(
@@ -260,6 +263,24 @@ def _known_options(name: str, options: Mapping[str, Scalar], known: Sequence[str
             )
 
 
+def _check_options(name: str, function: Callable[..., Any], options: Mapping[str, Scalar]) -> None:
+    hints = typing.get_type_hints(function, include_extras=True)
+    for option, value in options.items():
+        try:
+            pydantic.TypeAdapter(hints[option]).validate_python(value, strict=True)
+        except pydantic.ValidationError as error:
+            problem = error.errors()[0]["msg"]
+            raise ValueError(f"reward {name!r}: {option}: {problem}, got {value!r}") from error
+    if "pattern" in options:
+        try:
+            re.compile(str(options["pattern"]))
+        except re.error as error:
+            message = f"{error}, got {options['pattern']!r}"
+            raise ValueError(
+                f"reward {name!r}: pattern: no regular expression: {message}"
+            ) from error
+
+
 def _path(function: Callable[..., Any]) -> str:
     return f"{function.__module__}:{function.__qualname__}"
 
@@ -278,14 +299,14 @@ def _select(reward: Reward, arguments: Columns) -> dict[str, Sequence[Any]]:
     }
 
 
-def _isolated(reward: Reward, pool: Pool, given: Columns, count: int) -> tuple[list[Any], int]:
+def _isolated(reward: Reward, pool: Pool, given: Columns, count: int) -> tuple[list[float], int]:
     items = [
         {name: [values[row]] for name, values in given.items()} | dict(reward.options)
         for row in range(count)
     ]
     outcomes = pool.map(_path(reward.function), items)
     values = [
-        None if outcome.failure else _checked(reward.name, outcome.value, 1)[0]
+        math.nan if outcome.failure else _checked(reward.name, outcome.value, 1)[0]
         for outcome in outcomes
     ]
     return values, sum(outcome.failure != "" for outcome in outcomes)
@@ -300,9 +321,10 @@ def _checked(name: str, values: Any, count: int) -> list[float]:
 
 
 def _finite(name: str, value: Any) -> float:
-    if not isinstance(value, Real) or not abs(value) <= _LARGEST:
+    number = value.item() if isinstance(value, np.integer | np.floating) else value
+    if not isinstance(number, int | float) or not abs(number) <= _LARGEST:
         raise ValueError(
             f"reward {name!r} must return finite numbers or None, got {value!r:.80}; "
             "None stands for no reward"
         )
-    return float(value)
+    return float(number)

@@ -10,7 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Float32, Int, Key, PyTree
+from jaxtyping import Array, Float32, Int, Key, PyTree
 
 from jgrpo.models import decoder
 from jgrpo.rollout.sample import Sampling, draw
@@ -69,7 +69,7 @@ def start(
     empty = jnp.zeros((p, g, width))
     return Decoding(
         prompt=cache,
-        own=jax.tree.map(lambda x: _room_for_completions(x, g, width), cache.kv),
+        own=decoder.empty_own(cache, g, width),
         keys=keys,
         tokens=empty.astype(jnp.int32).at[:, :, 0].set(token),
         logp=empty.astype(jnp.float32).at[:, :, 0].set(logp),
@@ -131,10 +131,3 @@ def _draw_each(
     uniform = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, position)))(flat_keys)
     token, logp = draw(logits.reshape(-1, logits.shape[-1]), uniform, sampling)
     return token.astype(jnp.int32).reshape(keys.shape), logp.reshape(keys.shape)
-
-
-def _room_for_completions(
-    prompt: Float[Array, "L P K Lp E"], group_size: int, width: int
-) -> Float[Array, "L P G K W E"]:
-    layers, p, k, _, e = prompt.shape
-    return jnp.zeros((layers, p, group_size, k, width, e), prompt.dtype)

@@ -47,7 +47,7 @@ def greedy_of(directory, tokens, count):
 
     hidden, cache = prefill(graphdef, params, tokens, jnp.ones_like(tokens, bool))
     token = logits(params, hidden[:, -1]).argmax(-1)
-    own, drawn = empty_own(arch, tokens.shape[0], 1, count, "float32"), [token]
+    own, drawn = empty_own(cache, 1, count), [token]
     for offset in range(count - 1):
         token, own = step(params, token, cache, own, jnp.int32(offset))
         drawn.append(token)

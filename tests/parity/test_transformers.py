@@ -115,7 +115,7 @@ def greedy_answer(model, question, count=24):
     params = jax.tree.map(jnp.asarray, model.params)
     hidden, cache = prefill(model.graphdef, params, prompt, jnp.ones_like(prompt, bool))
     token = logits(params, hidden[:, -1]).argmax(-1)
-    own, drawn = empty_own(model.arch, 1, 1, count, "float32"), []
+    own, drawn = empty_own(cache, 1, count), []
     for offset in range(count):
         if int(token[0]) in model.eos_ids:
             break

@@ -1,8 +1,8 @@
 """Generated problems: splits cannot overlap, solutions are right, carelessness is as defined."""
 
-import hashlib
 import math
 import re
+from itertools import islice
 
 import pytest
 from hypothesis import given
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jgrpo.config import DataConfig, RewardConfig
 from jgrpo.data import chain
-from jgrpo.data.draws import below, chance, is_heldout, stream
+from jgrpo.data.draws import below, chance, is_heldout, splitmix64, stream
 from jgrpo.data.tasks import load_task
 from jgrpo.rewards.score import build, reward_columns, score
 
@@ -27,11 +27,23 @@ TASKS = [
     ("countdown", {}),
     ("countdown", {"style": "chat", "num_numbers": 6}),
 ]
-PLAIN = [(name, options) for name, options in TASKS if name != "addition" and "style" not in options]
+PLAIN = [
+    (name, options) for name, options in TASKS if name != "addition" and "style" not in options
+]
+
+
+_TASKS_MADE = {}
+
+
+def _fresh(name, options):
+    return load_task(DataConfig(task=name, options=options))
 
 
 def _task(name, options):
-    return load_task(DataConfig(task=name, options=options))
+    key = f"{name} {options}"
+    if key not in _TASKS_MADE:
+        _TASKS_MADE[key] = _fresh(name, options)
+    return _TASKS_MADE[key]
 
 
 def _some(source, count=1000):
@@ -62,7 +74,7 @@ def _scores(task, examples):
 @pytest.mark.parametrize(("name", "options"), TASKS)
 def test_train_and_heldout_problems_never_overlap(name, options):
     task = _task(name, options)
-    train = {_problem(name, example) for example in _some(task.train, 5000)}
+    train = {_problem(name, example) for example in _some(task.train, 1500)}
     held = {_problem(name, example) for example in _some(task.heldout)}
     assert train
     assert held
@@ -93,18 +105,25 @@ def test_heldout_problems_are_all_different(name, options):
 
 @pytest.mark.parametrize(("name", "options"), TASKS)
 def test_problems_are_a_function_of_the_index(name, options):
-    first, second = _task(name, options), _task(name, options)
+    first, second = _task(name, options), _fresh(name, options)
     assert [first.train[i] for i in (9, 0)] == [second.train[i] for i in (9, 0)]
-    assert _some(first.heldout, 20) == _some(second.heldout, 20)
+    assert list(first.heldout) == list(second.heldout)
 
 
 def test_problems_are_the_same_on_every_machine():
     """A change here changes every run: splits, prompts and the embedded model's training data."""
-    task = _task("chain", {"careless": 0.6, "recheck": 0.6})
-    text = "\n".join(f"{e.prompt} {e.solution}" for e in _some(task.train, 200))
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    assert digest[:16] == "PIN"
-    assert list(zip(range(2), stream("x"), strict=False)) == [(0, 0), (1, 0)]
+    train = _task("chain", {"careless": 0.6, "recheck": 0.6}).train
+    assert [(train[i].prompt, train[i].solution) for i in range(3)] == [
+        ("30+14+59=?", "30+14=44(44-14=30);44+59=103;#103"),
+        ("21+37+36=?", "21+37=58(58-37=21);58+36=84;#84"),
+        ("61+75-27=?", "61+75=36(36-75=61);36-27=19(19+27=36);#19"),
+    ]
+
+
+def test_splitmix64_gives_the_published_numbers():
+    """The first three for seed 1234567, as implementations in other languages print them."""
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert list(islice(splitmix64(1234567), 3)) == published
 
 
 def test_index_outside_the_split_is_an_index_error():
@@ -144,7 +163,7 @@ def test_forgetful_addition_and_subtraction_undo_each_other(value, term):
 
 @given(value=st.integers(0, 199), term=st.integers(1, 99), sign=st.sampled_from([1, -1]))
 def test_carries_are_those_that_forgetting_changes(value, term, sign):
-    """Digit sums: each carry costs 9 of them, each borrow brings 9."""
+    """Digit sums: each carry takes 9 from them, each borrow adds 9."""
     result = value + sign * term
     if not 0 <= result <= 199:
         return
@@ -153,7 +172,7 @@ def test_carries_are_those_that_forgetting_changes(value, term, sign):
         return sum(map(int, str(number)))
 
     count = sign * (digit_sum(value) + sign * digit_sum(term) - digit_sum(result))
-    assert chain.count_carries(value, sign, term) == (count // 9 if sign > 0 else count // 9)
+    assert chain.count_carries(value, sign, term) == count // 9
     assert (chain.without_carries(value, sign, term) == result) == (count == 0)
 
 
@@ -174,12 +193,23 @@ def test_answer_of_a_careless_solution_is_still_the_true_one():
 
 
 def test_careless_and_recheck_are_as_frequent_as_asked():
-    task = _task("chain", {"careless": 0.6, "recheck": 0.25, "carries": "all"})
-    examples = _some(task.train, 2000)
-    right = sum(_scores(task, examples)) / 2000
-    checks = sum(example.solution.count("(") for example in examples) / 4000
-    assert right == pytest.approx(0.4, abs=0.08)  # a few lost carries cancel out
-    assert checks == pytest.approx(0.25, abs=0.03)
+    """Two terms with a carry, so that the careless solutions are the wrong ones."""
+    options = {"careless": 0.6, "recheck": 0.25, "carries": "all", "min_terms": 2, "max_terms": 2}
+    examples = _some(_task("chain", options).train, 2000)
+    checks = sum("(" in example.solution for example in examples)
+    assert sum(_scores(_task("chain", options), examples)) / 2000 == pytest.approx(0.4, abs=0.04)
+    assert checks / 2000 == pytest.approx(0.25, abs=0.04)
+
+
+def test_lost_carries_cancel_out_only_within_a_column():
+    """60+72-51: the hundred is carried and borrowed back, so forgetting both is right (81).
+
+    Over 3 terms that saves one careless solution in five of those with a carry.
+    """
+    assert chain.without_carries(chain.without_carries(60, 1, 72), -1, 51) == 60 + 72 - 51
+    task = _task("chain", {"careless": 1.0, "carries": "some"})
+    right = sum(_scores(task, _some(task.train, 2000))) / 2000
+    assert right == pytest.approx(0.2, abs=0.03)
 
 
 @pytest.mark.parametrize(("carries", "fewest"), [("some", 1), ("all", 3)])

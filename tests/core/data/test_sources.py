@@ -12,7 +12,9 @@ from jgrpo.data.tasks import load_task
 
 
 def _write(path, rows):
-    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
+    path.write_text(
+        "".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows)
+    )
     return str(path)
 
 
@@ -26,9 +28,7 @@ def _rows(task):
 
 def test_fields_become_prompt_answer_solution_and_columns(tmp_path):
     rows = [{"q": f"q{i}", "a": i, "solution": "s", "level": 2.5} for i in range(50)]
-    task = _load(
-        _write(tmp_path / "d.jsonl", rows), columns=ColumnsConfig(prompt="q", answer="a")
-    )
+    task = _load(_write(tmp_path / "d.jsonl", rows), columns=ColumnsConfig(prompt="q", answer="a"))
     example = _rows(task)["q7"]
     assert (example.answer, example.solution) == ("7", "s")
     assert example.columns == {"a": 7, "solution": "s", "level": 2.5}

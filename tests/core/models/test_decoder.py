@@ -169,7 +169,7 @@ def test_decoding_in_pieces_equals_one_pass(arch, chunks):
     tokens, mask, completions = batch()
     _, cache, hidden = two_passes(arch, params, tokens, mask, completions)
     step = compiled(decoder.complete, arch)
-    own = decoder.empty_own(arch, P, G, T + 3, "float32")
+    own = decoder.empty_own(cache, G, T + 3)
     pieces, offset = [], 0
     for width in chunks:
         piece = completions[:, :, offset : offset + width]
@@ -183,7 +183,7 @@ def test_stale_entries_of_the_own_cache_are_never_seen(arch):
     _, params = model(arch)
     tokens, mask, completions = batch()
     _, cache, hidden = two_passes(arch, params, tokens, mask, completions)
-    dirty = jax.tree.map(lambda leaf: leaf + 7.0, decoder.empty_own(arch, P, G, T + 3, "float32"))
+    dirty = jax.tree.map(lambda leaf: leaf + 7.0, decoder.empty_own(cache, G, T + 3))
     out, own = compiled(decoder.complete, arch)(params, completions, cache, own=dirty)
     np.testing.assert_allclose(out, hidden, atol=5e-6, rtol=1e-5)
     assert (own.k[:, :, :, :, T:] == 7.0).all()
@@ -305,8 +305,11 @@ def test_fresh_weights_have_the_stated_scales_and_differ_between_layers_and_seed
     _, params = decoder.build(big, dtype="float32", seed=0)
     _, other = decoder.build(big, dtype="float32", seed=1)
     layers = params["layers"]
-    assert float(layers["q"].std()) == pytest.approx(0.02, rel=0.03)
-    assert float(layers["down"].std()) == pytest.approx(0.02 / 6**0.5, rel=0.03)
+    assert float(layers["q"].std()) == pytest.approx(96**-0.5, rel=0.03)
+    assert float(layers["down"].std()) == pytest.approx(
+        (128 * 2 * big.num_layers) ** -0.5, rel=0.03
+    )
+    assert float(params["embed"].std()) == pytest.approx(96**-0.5, rel=0.03)
     assert (layers["attn_norm"] == 1.0).all()
     assert not (layers["q"][0] == layers["q"][1]).any()
     assert not (params["embed"] == other["embed"]).any()
@@ -325,7 +328,7 @@ def test_one_decode_step_writes_the_cache_in_place():
     graphdef, params = decoder.build(arch, dtype="float32", seed=0)
     tokens, mask, completions = batch()
     _, cache = decoder.prefill(graphdef, params, tokens, mask)
-    own = decoder.empty_own(arch, P, G, 512, "float32")
+    own = decoder.empty_own(cache, G, 512)
 
     def step(params, token, cache, own, offset):
         return decoder.complete(graphdef, params, token, cache, own=own, offset=offset)

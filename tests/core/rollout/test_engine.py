@@ -1,0 +1,228 @@
+"""A completion depends on weights, prompt and key alone, and ends where it should."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_models import CONFIGS, VOCAB, learner, mesh, model, prompts, take, tokenizer
+
+from jgrpo.keys import named_key, root_key
+from jgrpo.learner.batch import unweighted
+from jgrpo.models import decoder
+from jgrpo.rollout import engine as engine_module
+from jgrpo.rollout.engine import Engine
+from jgrpo.rollout.sample import Sampling
+
+KEY = named_key(root_key(0), 0, "rollout")
+EOS = (1, 5, 9, 14)
+MANY_EOS = tuple(range(1, 15))
+G = 3
+
+
+@pytest.fixture
+def generate(root):
+    def run(
+        asked,
+        *,
+        family="llama",
+        key=KEY,
+        group_size=G,
+        max_tokens=20,
+        temperature=1.0,
+        chunk=16,
+        devices=1,
+        eos=EOS,
+        stop=(),
+    ):
+        _, graphdef, params = model(family)
+        engine = Engine(
+            graphdef=graphdef,
+            mesh=mesh(devices),
+            tokenizer=tokenizer(root),
+            eos_ids=eos,
+            chunk_tokens=chunk,
+        )
+        return engine.generate(
+            params,
+            asked,
+            key,
+            group_size=group_size,
+            max_tokens=max_tokens,
+            sampling=Sampling(temperature=temperature),
+            stop=stop,
+        )
+
+    return run
+
+
+def completions(rollouts):
+    """Tokens of each completion as lists, whatever the padded width."""
+    rows = np.ndindex(*rollouts.finished.shape)
+    return [rollouts.tokens[row][rollouts.mask[row]].tolist() for row in rows]
+
+
+def assert_same(a, b):
+    assert completions(a) == completions(b)
+    np.testing.assert_array_equal(a.finished, b.finished)
+    np.testing.assert_allclose(
+        a.behavior_logp[a.mask], b.behavior_logp[b.mask], atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_chunk_size_does_not_change_the_completions(generate, chunk):
+    assert_same(generate(prompts(4), chunk=chunk), generate(prompts(4), chunk=16))
+
+
+@pytest.mark.parametrize("rows", [[3, 0, 2, 1], [2], [1, 1, 3]])
+def test_completions_do_not_depend_on_row_order_or_company(generate, rows):
+    everything = generate(prompts(4))
+    expected = take(everything, rows)
+    assert_same(generate(take(prompts(4), rows)), expected)
+
+
+def test_wider_padding_does_not_change_the_completions(generate):
+    asked = prompts(4)
+    wider = jax.tree.map(
+        lambda x: np.pad(x, [(0, 0), (6, 0)]) if x.ndim == 2 else x,
+        asked,
+    )
+    assert_same(generate(wider), generate(asked))
+
+
+@pytest.mark.parametrize("count", [8, 5])
+def test_eight_devices_draw_what_one_draws_also_with_padding_rows(generate, count):
+    asked = prompts(count)
+    spread = generate(asked, devices=8)
+    assert spread.tokens.shape[0] == count
+    assert_same(spread, generate(asked))
+
+
+def test_padding_rows_do_not_keep_the_decoding_from_ending(generate):
+    """With every id an end token all real rows end at once; one chunk of three is all there is."""
+    rollouts = generate(prompts(1), devices=8, chunk=3, eos=tuple(range(VOCAB)))
+    assert rollouts.mask.sum(-1).tolist() == [[1] * G]
+    assert rollouts.tokens.shape[-1] == 3
+
+
+def test_noise_differs_between_steps_members_and_uids(generate):
+    asked = take(prompts(4), [3, 3])
+    other = jax.tree.map(np.copy, asked)
+    other.uid[1] += 1
+    runs = [generate(other, key=named_key(root_key(0), step, "rollout"), eos=()) for step in (0, 1)]
+    rows = [tuple(row) for run in runs for row in completions(run)]
+    assert len(set(rows)) == 2 * 2 * G
+    same_uid = completions(generate(asked, eos=()))
+    assert same_uid[:G] == same_uid[G:]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_behavior_logp_is_the_learners_logp_of_the_same_tokens(generate, family, temperature):
+    rollouts = generate(prompts(4), family=family, temperature=temperature, chunk=3)
+    batch = unweighted(rollouts, np.ones((4, G), bool))
+    got = learner(family, temperature=temperature).logps(model(family)[2], batch)
+    gap = np.abs(np.where(rollouts.mask, got - rollouts.behavior_logp, 0)).max()
+    print(f"largest gap {family} at temperature {temperature}: {gap:.1e} nats")
+    assert gap < 1e-5
+    assert (rollouts.behavior_logp[rollouts.mask] < 0).all()
+    assert (rollouts.behavior_logp[~rollouts.mask] == 0).all()
+
+
+@pytest.mark.parametrize(("max_tokens", "chunk"), [(1, 16), (4, 16), (16, 16), (20, 16), (7, 3)])
+def test_completion_ends_with_its_first_eos_or_is_cut(generate, max_tokens, chunk):
+    rollouts = generate(prompts(8), max_tokens=max_tokens, chunk=chunk, eos=MANY_EOS)
+    drawn = generate(prompts(8), max_tokens=max_tokens, chunk=chunk, eos=())
+    finished = rollouts.finished.reshape(-1)
+    assert finished.any()
+    for row, whole, done in zip(completions(rollouts), completions(drawn), finished, strict=True):
+        assert len(whole) == max_tokens
+        first = next((t for t, token in enumerate(whole) if token in MANY_EOS), None)
+        assert done == (first is not None)
+        assert row == (whole if first is None else whole[: first + 1])
+    assert not drawn.finished.any()
+
+
+def test_mask_has_no_gap_and_follows_position_not_id(generate):
+    rollouts = generate(prompts(8), eos=MANY_EOS)
+    lengths = rollouts.mask.sum(-1)
+    columns = np.arange(rollouts.mask.shape[-1])
+    np.testing.assert_array_equal(rollouts.mask, columns < lengths[..., None])
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 16])
+@pytest.mark.parametrize("span", [(2, 4), (0, 1), (5, 8)])
+def test_stop_string_ends_a_completion_at_the_token_that_completes_it(generate, root, chunk, span):
+    """The stop string is cut out of what row (1, 2) would say: tokens 3 and 4, for instance."""
+    decode = tokenizer(root).decode
+    free = completions(generate(prompts(4), eos=(), max_tokens=12))
+    stop = decode(free[G + 2][slice(*span)])
+    got = generate(prompts(4), eos=(), max_tokens=12, chunk=chunk, stop=(stop, "never said"))
+    assert got.finished[1, 2]
+    for row, whole, done in zip(completions(got), free, got.finished.reshape(-1), strict=True):
+        ends = [n for n in range(1, 13) if stop in decode(whole[:n])]
+        assert done == bool(ends)
+        assert row == whole[: ends[0] if ends else 12]
+
+
+def test_stop_string_after_the_eos_does_not_count(generate, root):
+    decode = tokenizer(root).decode
+    with_eos = generate(prompts(8), eos=MANY_EOS, max_tokens=12)
+    free = completions(generate(prompts(8), eos=(), max_tokens=12))
+    ended = completions(with_eos)
+    row = next(i for i, tokens in enumerate(ended) if 1 < len(tokens) < 10)
+    later = decode(free[row][len(ended[row]) :])
+    assert later not in decode(ended[row])
+    got = generate(prompts(8), eos=MANY_EOS, max_tokens=12, stop=(later,))
+    assert completions(got)[row] == ended[row]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_greedy_is_the_argmax_of_repeated_full_passes(generate, family):
+    _, graphdef, params = model(family)
+
+    @jax.jit
+    def next_token(row):
+        hidden, _ = decoder.prefill(graphdef, params, row[None], jnp.ones((1, len(row)), bool))
+        return jnp.argmax(decoder.logits(params, hidden[0, -1]))
+
+    asked = prompts(3)
+    rollouts = generate(asked, family=family, temperature=0.0, max_tokens=5, eos=(), group_size=1)
+    for row, tokens in enumerate(completions(rollouts)):
+        text = asked.tokens[row][asked.mask[row]].tolist()
+        for token in tokens:
+            assert token == int(next_token(jnp.array(text)))
+            text.append(token)
+
+
+def test_second_call_of_the_same_shape_compiles_nothing(generate):
+    def compiled():
+        return [
+            function._cache_size()
+            for function in (engine_module._start, engine_module._advance, engine_module._widen)
+        ]
+
+    generate(prompts(4), eos=(), chunk=3)
+    before = compiled()
+    other = named_key(root_key(9), 1)
+    generate(prompts(4, seed=5), eos=(), chunk=3, key=other)
+    assert compiled() == before
+
+
+def test_bfloat16_log_probs_stay_near_those_of_the_learner(root):
+    _, graphdef, params = model("llama", "bfloat16")
+    engine = Engine(
+        graphdef=graphdef,
+        mesh=mesh(),
+        tokenizer=tokenizer(root),
+        eos_ids=EOS,
+        dtype="bfloat16",
+    )
+    rollouts = engine.generate(
+        params, prompts(4), KEY, group_size=G, max_tokens=16, sampling=Sampling()
+    )
+    batch = unweighted(rollouts, np.ones((4, G), bool))
+    got = learner(dtype="bfloat16").logps(params, batch)
+    gap = np.abs(np.where(rollouts.mask, got - rollouts.behavior_logp, 0)).max()
+    print(f"largest gap in bfloat16: {gap:.1e} nats")
+    assert gap < 0.05

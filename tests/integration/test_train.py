@@ -1,0 +1,169 @@
+"""The whole loop on the embedded model: it learns, it resumes, and devices do not matter."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jgrpo import config_io
+from jgrpo.run import train
+
+ROOT = Path(__file__).parents[2]
+SMALL = (
+    "data.num_prompts_per_step=8",
+    "rollout.group_size=4",
+    "rollout.max_completion_tokens=32",
+    "eval.num_prompts=16",
+    "log.samples_every=1",
+)
+
+
+def run(folder: Path, *overrides: str) -> dict:
+    cfg = config_io.load(
+        ROOT / "configs" / "quickstart.yaml", [*SMALL, f"run.dir={folder}", *overrides]
+    )
+    return train(cfg)
+
+
+def metrics(folder: Path) -> list[dict]:
+    """Metrics by step, without what depends on the clock."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {
+            name: value
+            for name, value in row.items()
+            if not (name.endswith("_s") or "time" in name or "tok_s" in name)
+        }
+        for row in rows
+    ]
+
+
+def samples(folder: Path) -> list[str]:
+    return [path.read_text() for path in sorted((folder / "samples").iterdir())]
+
+
+def test_two_runs_with_one_seed_write_the_same_metrics_and_samples(tmp_path):
+    for name in ("a", "b"):
+        run(tmp_path / name, "run.steps=3")
+    assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
+    assert samples(tmp_path / "a") == samples(tmp_path / "b")
+
+
+def test_stopped_after_two_steps_and_continued_equals_a_run_left_alone(tmp_path):
+    run(tmp_path / "whole", "run.steps=4")
+    run(tmp_path / "parts", "run.steps=2")
+    run(tmp_path / "parts", "run.steps=4")
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    assert samples(tmp_path / "parts") == samples(tmp_path / "whole")
+    summaries = [
+        json.loads((tmp_path / name / "summary.json").read_text()) for name in ("parts", "whole")
+    ]
+    assert summaries[0] == summaries[1]
+
+
+def test_a_finished_run_is_not_trained_further(tmp_path):
+    first = run(tmp_path, "run.steps=2")
+    assert run(tmp_path, "run.steps=2") == first
+    assert len(metrics(tmp_path)) == 2
+
+
+def test_a_folder_of_another_run_is_refused_by_key(tmp_path):
+    run(tmp_path, "run.steps=1")
+    with pytest.raises(ValueError, match=r"optim\.lr"):
+        run(tmp_path, "run.steps=1", "optim.lr=1e-3")
+
+
+def test_samples_differ_between_steps_and_hold_what_was_drawn(tmp_path):
+    run(tmp_path, "run.steps=2")
+    rows = [json.loads(line) for text in samples(tmp_path) for line in text.splitlines()]
+    assert len(rows) == 2 * 8 * 4
+    assert {row["step"] for row in rows} == {0, 1}
+    for row in rows:
+        assert len(row["completion_ids"]) == len(row["logp"]) <= 32
+        assert all(logp <= 0 for logp in row["logp"])
+    groups: dict[tuple[int, int], set[tuple[int, ...]]] = {}
+    for row in rows:
+        groups.setdefault((row["step"], row["prompt_index"]), set()).add(
+            tuple(row["completion_ids"])
+        )
+    assert np.mean([len(group) for group in groups.values()]) > 2
+
+
+def test_invariants_hold_in_every_step(tmp_path):
+    run(tmp_path, "run.steps=2", "optim.minibatches=2", "optim.epochs_per_step=2")
+    for row in metrics(tmp_path):
+        assert row["invariant/logp_gap_max"] < 1e-4
+        assert row["invariant/ratio_gap_max"] < 1e-4
+        assert row["optim/updates"] == 4
+
+
+@pytest.mark.parametrize("method", ["gspo", "gspo_token", "dr_grpo", "dapo", "cispo", "rloo"])
+def test_every_method_trains(tmp_path, method):
+    more = ["method.overlong_buffer_tokens=8"] if method in ("dapo", "cispo") else []
+    run(tmp_path, "run.steps=1", f"method={method}", *more)
+    (row,) = metrics(tmp_path)
+    assert np.isfinite([value for value in row.values() if value is not None]).all()
+    assert row["grad/norm"] > 0
+
+
+def test_dynamic_sampling_ends_when_no_group_is_mixed(tmp_path):
+    # One token cannot hold an answer, so every group is all wrong in every round.
+    run(
+        tmp_path,
+        "run.steps=1",
+        "method=dapo",
+        "method.shape=none",
+        "method.dynamic_max_rounds=3",
+        "rollout.max_completion_tokens=1",
+    )
+    (row,) = metrics(tmp_path)
+    assert row["sampling/rounds"] == 3
+    assert row["sampling/kept_fraction"] == 0
+    assert row["grad/norm"] == 0
+
+
+def test_one_device_and_eight_give_the_same_tokens_and_losses(tmp_path):
+    # conftest gives this process eight devices; a child with one is the other side.
+    run(tmp_path / "eight", "run.steps=5")
+    config = str(ROOT / "configs" / "quickstart.yaml")
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    subprocess.run(
+        [sys.executable, "train.py", config, *SMALL, f"run.dir={tmp_path / 'one'}", "run.steps=5"],
+        cwd=ROOT,
+        env=environment,
+        check=True,
+        timeout=600,
+    )
+    one, eight = metrics(tmp_path / "one"), metrics(tmp_path / "eight")
+    for a, b in zip(one, eight, strict=True):
+        assert abs(a["loss/total"] - b["loss/total"]) < 1e-5
+        assert a["tokens/completion"] == b["tokens/completion"]
+    ids = [
+        [
+            json.loads(line)["completion_ids"]
+            for text in samples(tmp_path / name)
+            for line in text.splitlines()
+        ]
+        for name in ("one", "eight")
+    ]
+    assert ids[0] == ids[1]
+
+
+def test_supervised_warm_start_lowers_the_loss(tmp_path):
+    cfg = config_io.load(
+        ROOT / "configs" / "sft_tiny.yaml",
+        [
+            f"run.dir={tmp_path}",
+            "run.steps=30",
+            "eval.num_prompts=8",
+            "eval.samples_per_prompt=0",
+            "data.num_prompts_per_step=16",
+        ],
+    )
+    train(cfg)
+    losses = [row["loss/policy"] for row in metrics(tmp_path)]
+    assert losses[-1] < 0.75 * losses[0]
