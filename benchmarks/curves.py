@@ -111,7 +111,7 @@ def section(name: str, args: argparse.Namespace, folders: list[Path]) -> str:
             f"| {seed} | {' | '.join(cells)} | {lengths} | {summary['steps']} | {minutes:.1f} |"
         )
     facts = json.loads((folders[0] / "environment.json").read_text())
-    given = " ".join([args.config, "--seeds", *map(str, args.seeds), *args.override])
+    given = " ".join([args.config, *args.override, "--seeds", *map(str, args.seeds)])
     lines += [
         "",
         f"{before['num_prompts']} held-out prompts. Made by "

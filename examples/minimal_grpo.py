@@ -89,12 +89,13 @@ def decode(tokens):
 
 def load_weights():
     """Reads the weights: those of each layer by the name of their part, such as `q_proj`."""
-    weights = {"layers": [{} for _ in range(CONFIG["num_hidden_layers"])]}
+    layers = [{} for _ in range(CONFIG["num_hidden_layers"])]
+    others = {}
     for name, tensor in load_file(ASSETS / "model.safetensors").items():
         parts = name.split(".")  # model.norm.weight or model.layers.3.self_attn.q_proj.weight
-        home = weights["layers"][int(parts[2])] if parts[1] == "layers" else weights
+        home = layers[int(parts[2])] if parts[1] == "layers" else others
         home[parts[-2]] = jnp.asarray(tensor, jnp.float32)
-    return weights
+    return {"layers": layers, **others}
 
 
 def rms_norm(x, scale):

@@ -6,6 +6,7 @@ migration to CHANGELOG.md.
 
 import dataclasses
 import inspect
+from typing import Any
 
 import pytest
 
@@ -82,6 +83,6 @@ def test_published_method_exists(name):
 
 @pytest.mark.parametrize("key", CONFIG_KEYS)
 def test_config_key_that_scripts_rely_on_exists(key):
-    kind = config.Config
+    kind: Any = config.Config
     for part in key.split("."):
         kind = {field.name: field.type for field in dataclasses.fields(kind)}[part]
