@@ -6,6 +6,7 @@ the user end in one message and exit code 2, without a traceback.
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,9 @@ from rich.table import Table
 
 from jgrpo import config_io
 from jgrpo.config import Config
+
+# transformers is here for tokenizers and configs; that it finds no torch is as it should be.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 _OVERRIDES = "settings as dotted keys, such as method=gspo optim.lr=1e-6"
 

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float32, Int, PyTree
+from jax.tree_util import GetAttrKey
+from jaxtyping import Array, Float, Float32, Int, PyTree
 
 from jgrpo import algo
 from jgrpo.models import decoder
@@ -121,8 +122,8 @@ class Learner:
     @cached_property
     def _jitted_logps(self) -> Callable[..., Float32[Array, "P G T"]]:
         def over_microbatches(params: PyTree, batch: Batch) -> Float32[Array, "P G T"]:
-            parts = split_microbatches(batch, self._replica_microbatch)
-            logp = jax.lax.map(lambda part: self._token_logps(params, part)[0], parts)
+            parts, join = split_microbatches(batch, self._replica_microbatch)
+            logp = jax.lax.map(lambda part: self._token_logps(params, join(part))[0], parts)
             return merge_microbatches(logp, batch.tokens.shape[0])
 
         return jax.jit(self._over_devices(over_microbatches, PartitionSpec("replica")))
@@ -145,7 +146,7 @@ class Learner:
         both = self._over_devices(self._sum_gradients, PartitionSpec())
         grads, metrics = both(params, (batch, share))
         grads = jax.lax.with_sharding_constraint(grads, self.shardings)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm)
         updates, new_opt_state = self.optimizer.update(grads, opt_state, params)
         new = (optax.apply_updates(params, updates), new_opt_state)
@@ -159,25 +160,24 @@ class Learner:
         self, params: PyTree, data: tuple[Batch, Float32[Array, "P G T"]]
     ) -> tuple[PyTree, Metrics]:
         """Gradient and metrics of the global batch, from this replica's part of it."""
-        gradient = jax.grad(self._loss, has_aux=True)
-        parts = split_microbatches(data, self._replica_microbatch)
-        if jax.tree.leaves(parts)[0].shape[0] == 1:
-            grads, metrics = gradient(params, jax.tree.map(lambda x: x[0], parts))
+        parts, join = split_microbatches(data, self._replica_microbatch)
+        gradient = jax.grad(lambda params, part: self._loss(params, join(part)), has_aux=True)
+        if parts[0].shape[0] == 1:
+            grads, metrics = gradient(params, [x[0] for x in parts])
         else:
             grads, metrics = self._accumulate(gradient, params, parts)
         grads = jax.tree.map(lambda x: x.astype(jnp.float32), grads)
         return jax.lax.psum(grads, "replica"), _combine_replicas(metrics)
 
     def _accumulate(
-        self, gradient: Callable, params: PyTree, parts: PyTree
+        self, gradient: Callable, params: PyTree, parts: list[Array]
     ) -> tuple[PyTree, Metrics]:
-        def add(total: tuple[PyTree, Metrics], part: PyTree) -> tuple[tuple[PyTree, Metrics], None]:
+        def add(total: tuple[PyTree, Metrics], part: list[Array]) -> tuple[PyTree, None]:
             grads, metrics = gradient(params, part)
             grads = jax.tree.map(lambda a, b: a + b.astype(jnp.float32), total[0], grads)
             return (grads, _combine(total[1], metrics)), None
 
-        first = jax.tree.map(lambda x: x[0], parts)
-        _, metric_shapes = jax.eval_shape(gradient, params, first)
+        _, metric_shapes = jax.eval_shape(gradient, params, [x[0] for x in parts])
         zeros = (
             jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params),
             jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metric_shapes),
@@ -236,7 +236,7 @@ def completion_hidden(
     tokens: Int[AnyArray, "P G T"],
     *,
     remat: decoder.Remat = "none",
-) -> Float32[Array, "P G T D"]:
+) -> Float[Array, "P G T D"]:
     """Hidden states from which each completion token is predicted.
 
     The prompt runs through the model once a group. Its last position predicts every completion's
@@ -251,7 +251,9 @@ def completion_hidden(
     return jnp.concatenate([first, rest], axis=2)
 
 
-def split_microbatches(data: PyTree, completions: int) -> PyTree:
+def split_microbatches(
+    data: PyTree, completions: int
+) -> tuple[list[Array], Callable[[list[Array]], PyTree]]:
     """Cuts a batch into equal parts along a new leading dim.
 
     Whole groups stay together while they fit; a smaller part takes some completions of a group,
@@ -259,8 +261,12 @@ def split_microbatches(data: PyTree, completions: int) -> PyTree:
     every device.
 
     Args:
-      data: arrays [P, G, ...] and, for prompts, [P, Lp] or [P] in `Prompts` records.
+      data: a batch, and further arrays [P, G, ...].
       completions: completions per part; 0: all in one.
+
+    Returns:
+      The arrays of all parts, bare because no record has their leading dim, and the function that
+      puts the arrays of one part together again.
 
     Raises:
       ValueError: if the completions cannot be cut like that.
@@ -282,12 +288,9 @@ def split_microbatches(data: PyTree, completions: int) -> PyTree:
             x = x.reshape(p * (g // of_group), of_group, *x.shape[2:])
         return jnp.swapaxes(x.reshape(rows, -1, *x.shape[1:]), 0, 1)
 
-    def one(node: PyTree) -> PyTree:
-        if isinstance(node, Prompts):
-            return jax.tree.map(partial(cut, per_prompt=True), node)
-        return cut(node, per_prompt=False)
-
-    return jax.tree.map(one, data, is_leaf=lambda x: isinstance(x, Prompts))
+    leaves, structure = jax.tree.flatten_with_path(data)
+    parts = [cut(x, per_prompt=GetAttrKey("prompts") in path) for path, x in leaves]
+    return parts, partial(jax.tree.unflatten, structure)
 
 
 def merge_microbatches(parts: Array, num_prompts: int) -> Array:
