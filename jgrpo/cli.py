@@ -219,9 +219,9 @@ def _data(args: argparse.Namespace) -> None:
     from jgrpo.rewards.functions import REWARDS
 
     if args.config is None:
-        table = REWARDS if args.rewards else TASKS
-        for name, entry in table.items():
-            print(f"{name:16} {(entry.__doc__ or '').strip().splitlines()[0]}")
+        functions = {name: entry.function for name, entry in REWARDS.items()}
+        for name, function in (functions if args.rewards else TASKS).items():
+            print(f"{name:16} {(function.__doc__ or '').strip().splitlines()[0]}")
         return
     cfg = config_io.load(args.config, args.override)
     task = load_task(cfg.data)

@@ -247,9 +247,9 @@ def _select(collected: Collected, wanted: int) -> Collected:
     scores = collected.scores
     return dataclasses.replace(
         collected,
-        examples=[collected.examples[i] for i in chosen],
+        examples=[collected.examples[i] for i in chosen.tolist()],
         rollouts=jax.tree.map(lambda x: np.asarray(x)[chosen], collected.rollouts),
-        completions=[collected.completions[i] for i in rows],
+        completions=[collected.completions[i] for i in rows.tolist()],
         scores=dataclasses.replace(
             scores,
             columns=scores.columns[rows],

@@ -65,6 +65,7 @@ def step_metrics(
     drawn = int(lengths.sum())
     valid = rewards[collected.valid]
     advantages = np.asarray(batch.advantages)[np.asarray(batch.mask)]
+    updates_done = step * updates_per_step(cfg.optim)
     metrics = {
         "reward/mean": float(valid.mean()) if valid.size else 0.0,
         "reward/std": float(valid.std()) if valid.size else 0.0,
@@ -81,9 +82,7 @@ def step_metrics(
         "tokens/total": prompt_tokens + drawn,
         "sampling/rounds": collected.rounds,
         "sampling/kept_fraction": float(collected.kept.mean()),
-        "optim/lr": float(
-            learning_rate(cfg.optim, cfg.run.steps)(step * updates_per_step(cfg.optim))
-        ),
+        "optim/lr": np.asarray(learning_rate(cfg.optim, cfg.run.steps)(updates_done)).item(),
         "time/rollout_s": collected.rollout_s,
         "time/reward_s": collected.reward_s,
         "throughput/rollout_tok_s": drawn / max(collected.rollout_s, 1e-9),

@@ -123,12 +123,14 @@ def _generated(cfg: DataConfig, family: Family, reward: RewardFunctionConfig, fo
 
 
 def _chain(cfg: DataConfig) -> Task:
+    """Sums and differences of a few numbers, worked out a step at a time (generated)."""
     _reads_no_file(cfg)
     family = chain.family(_options(chain.Options, cfg))
     return _generated(cfg, family, RewardFunctionConfig(name="tagged_number"), chain.PATTERN)
 
 
 def _countdown(cfg: DataConfig) -> Task:
+    """A formula that reaches a target from given numbers (generated)."""
     _reads_no_file(cfg)
     options = _options(countdown.Options, cfg)
     plain = options.style == "plain"
@@ -140,12 +142,14 @@ def _countdown(cfg: DataConfig) -> Task:
 
 
 def _gcd(cfg: DataConfig) -> Task:
+    """Greatest common divisors, few-shot or worked out by Euclid's algorithm (generated)."""
     _reads_no_file(cfg)
     options = _options(arithmetic.GcdOptions, cfg)
     return _pairs(cfg, options.style, arithmetic.gcd(options))
 
 
 def _mod(cfg: DataConfig) -> Task:
+    """Remainders of a division (generated)."""
     _reads_no_file(cfg)
     options = _options(arithmetic.ModOptions, cfg)
     return _pairs(cfg, options.style, arithmetic.mod(options))
@@ -166,6 +170,7 @@ def _pairs(cfg: DataConfig, style: arithmetic.Style, split: arithmetic.Split) ->
 
 
 def _addition(cfg: DataConfig) -> Task:
+    """Additions of small numbers asked in a chat (generated)."""
     _reads_no_file(cfg)
     train, held = arithmetic.addition(_options(arithmetic.AdditionOptions, cfg))
     return Task(
@@ -178,6 +183,7 @@ def _addition(cfg: DataConfig) -> Task:
 
 
 def _gsm8k(cfg: DataConfig) -> Task:
+    """Grade-school word problems, from the files of GSM8K."""
     _needs_path(cfg)
     _fixed_columns(cfg)
     _options(NoOptions, cfg)
@@ -189,12 +195,14 @@ def _gsm8k(cfg: DataConfig) -> Task:
 
 
 def _jsonl(cfg: DataConfig) -> Task:
+    """Your own prompts, one JSON object a line."""
     _needs_path(cfg)
     _options(NoOptions, cfg)
     return _from_files(cfg, lambda path: sources.examples(sources.read_jsonl(path), cfg.columns))
 
 
 def _parquet(cfg: DataConfig) -> Task:
+    """Your own prompts in a Parquet file."""
     _needs_path(cfg)
     _options(NoOptions, cfg)
     return _from_files(cfg, lambda path: sources.examples(sources.read_parquet(path), cfg.columns))
@@ -214,6 +222,7 @@ def _from_files(cfg: DataConfig, read: Callable[[str], tuple[sources.Example, ..
 
 
 def _hf(cfg: DataConfig) -> Task:
+    """A dataset of the Hugging Face hub, or one saved to disk by `datasets`."""
     _needs_path(cfg)
     options = _options(DatasetOptions, cfg)
     if cfg.heldout_path:
