@@ -30,7 +30,7 @@ from jgrpo.learner.step import Learner
 from jgrpo.loggers import open_sinks
 from jgrpo.metrics import MetricsFile, SamplesWriter
 from jgrpo.models.architecture import logical_axes
-from jgrpo.models.load import LoadedModel, load
+from jgrpo.models.load import LoadedModel, architecture, load
 from jgrpo.observe import (
     broken_invariants,
     combine_updates,
@@ -40,6 +40,7 @@ from jgrpo.observe import (
 )
 from jgrpo.parallel.mesh import make_mesh
 from jgrpo.parallel.rules import param_shardings, replicated
+from jgrpo.planner import plan
 from jgrpo.progress import Progress
 from jgrpo.rewards.score import build
 from jgrpo.rollout.engine import Engine
@@ -133,6 +134,7 @@ def train(cfg: Config, *, force: bool = False) -> dict[str, Any]:
       ValueError: if a part does not fit the config, or the folder holds another run.
     """
     folder = Path(cfg.run.dir)
+    plan(cfg, architecture(cfg.model.path), jax.device_count())  # refuses what cannot be split
     claim(folder, cfg, force=force)
     run = assemble(cfg)
     with contextlib.closing(Checkpoints(folder, cfg.checkpoint.keep)) as checkpoints:

@@ -84,7 +84,8 @@ class Batch:
       mask: True at trained tokens.
       weights: aggregation weight of each token over the global batch (the loss is a plain sum).
       advantages: advantage of each token, in units of the method's scale.
-      old_logp: log-prob of each token under the weights at the start of the step.
+      old_logp: log-prob of each token under the weights at the start of the step; None lets the
+        policy's own stand in, so that the ratio is 1 (worked solutions, which nobody sampled).
       ref_logp: log-prob under the reference model, or None if no slot needs it.
     """
 
@@ -93,7 +94,7 @@ class Batch:
     mask: Bool[AnyArray, "P G T"]
     weights: Float[AnyArray, "P G T"]
     advantages: Float[AnyArray, "P G T"]
-    old_logp: Float[AnyArray, "P G T"]
+    old_logp: Float[AnyArray, "P G T"] | None
     ref_logp: Float[AnyArray, "P G T"] | None = None
 
 

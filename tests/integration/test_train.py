@@ -94,11 +94,23 @@ def test_samples_differ_between_steps_and_hold_what_was_drawn(tmp_path):
 
 
 def test_invariants_hold_in_every_step(tmp_path):
-    run(tmp_path, "run.steps=2", "optim.minibatches=2", "optim.epochs_per_step=2")
+    run(
+        tmp_path,
+        "run.steps=2",
+        "data.num_prompts_per_step=16",
+        "optim.minibatches=2",
+        "optim.epochs_per_step=2",
+    )
     for row in metrics(tmp_path):
         assert row["invariant/logp_gap_max"] < 1e-4
         assert row["invariant/ratio_gap_max"] < 1e-4
         assert row["optim/updates"] == 4
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match=r"data\.num_prompts_per_step.*8 devices"):
+        run(tmp_path / "run", "run.steps=1", "data.num_prompts_per_step=12")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("method", ["gspo", "gspo_token", "dr_grpo", "dapo", "cispo", "rloo"])
@@ -162,6 +174,7 @@ def test_supervised_warm_start_lowers_the_loss(tmp_path):
             "eval.num_prompts=8",
             "eval.samples_per_prompt=0",
             "data.num_prompts_per_step=16",
+            "optim.warmup_steps=5",
         ],
     )
     train(cfg)

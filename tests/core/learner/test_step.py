@@ -373,7 +373,10 @@ def largest_rows_of_logits(chunk):
     """
     one = learner(logp_chunk_tokens=chunk)
     state, batch = one.init(model()[2]), off_policy_batch()
-    text = one._jitted_update.lower(state.params, state.opt_state, batch).compile().as_text()
+    # Bare arrays: `lower` fills its arguments' records with descriptions that are no arrays.
+    leaves, structure = jax.tree.flatten(batch)
+    update = jax.jit(lambda p, o, arrays: one._update(p, o, jax.tree.unflatten(structure, arrays)))
+    text = update.lower(state.params, state.opt_state, leaves).compile().as_text()
     shapes = [tuple(map(int, dims.split(","))) for dims in re.findall(r"f32\[([\d,]+)\]", text)]
     return max(int(np.prod(shape)) // VOCAB for shape in shapes if VOCAB in shape)
 
