@@ -130,9 +130,6 @@ class Learner:
 
     def _over_devices(self, function: Callable, out_specs: PyTree) -> Callable:
         """Maps `(params, batch)` over the replicas; the other mesh axes are left to XLA."""
-        # A map over an axis of size 1 fails in the partitioner of jaxlib 0.10.2 if others are split.
-        if self.mesh.shape["replica"] == 1:
-            return function
         if self.mesh.shape["replica"] == 1:
             return function  # XLA's partitioner refuses a manual axis of size 1 beside others.
         return jax.shard_map(
@@ -172,8 +169,6 @@ class Learner:
         else:
             grads, metrics = self._accumulate(gradient, params, parts)
         grads = jax.tree.map(lambda x: x.astype(jnp.float32), grads)
-        if self.mesh.shape["replica"] == 1:
-            return grads, metrics
         if self.mesh.shape["replica"] == 1:
             return grads, metrics
         return jax.lax.psum(grads, "replica"), _combine_replicas(metrics)

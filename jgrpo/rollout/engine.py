@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jax.tree_util import DictKey
 from jaxtyping import Array, Bool, Int, Key, PyTree
 from numpy import ndarray
 from transformers import PreTrainedTokenizerBase
@@ -151,7 +152,12 @@ class Engine:
 
 @partial(jax.jit, static_argnums=1)
 def _to_dtype(params: PyTree, dtype: str) -> PyTree:
-    return jax.tree.map(lambda x: x.astype(dtype), params)
+    """Casts what the model would cast on use; the scales of norms it multiplies in float32."""
+
+    def cast(path: tuple[DictKey, ...], x: Array) -> Array:
+        return x if path[-1].key.endswith("norm") else x.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def _pad_rows(prompts: Prompts, more: int) -> Prompts:

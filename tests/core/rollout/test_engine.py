@@ -122,7 +122,9 @@ def test_behavior_logp_is_the_learners_logp_of_the_same_tokens(generate, family,
     rollouts = generate(prompts(4), family=family, temperature=temperature, chunk=3)
     batch = unweighted(rollouts, np.ones((4, G), bool))
     got = learner(family, temperature=temperature).logps(model(family)[2], batch)
-    gap = np.abs(np.where(rollouts.mask, got - rollouts.behavior_logp, 0)).max()
+    gap = np.abs(np.where(rollouts.mask, got - rollouts.behavior_logp, 0))
+    # Relative beyond one nat: rounding grows with the logits, and processors round differently.
+    gap = (gap / np.maximum(1, np.abs(got))).max()
     print(f"largest gap {family} at temperature {temperature}: {gap:.1e} nats")
     assert gap < 1e-5
     assert (rollouts.behavior_logp[rollouts.mask] < 0).all()
@@ -209,7 +211,8 @@ def test_second_call_of_the_same_shape_compiles_nothing(generate):
     assert compiled() == before
 
 
-def test_bfloat16_log_probs_stay_near_those_of_the_learner(root):
+def test_bfloat16_sampler_and_learner_round_alike(root):
+    """Casting the scales of norms for sampling, which the model does not, made the gap 0.19 nats."""
     _, graphdef, params = model("llama", "bfloat16")
     engine = Engine(
         graphdef=graphdef,
@@ -222,7 +225,7 @@ def test_bfloat16_log_probs_stay_near_those_of_the_learner(root):
         params, prompts(4), KEY, group_size=G, max_tokens=16, sampling=Sampling()
     )
     batch = unweighted(rollouts, np.ones((4, G), bool))
-    got = learner(dtype="bfloat16").logps(params, batch)
-    gap = np.abs(np.where(rollouts.mask, got - rollouts.behavior_logp, 0)).max()
+    got = np.asarray(learner(dtype="bfloat16").logps(params, batch))
+    gap = np.abs(got - rollouts.behavior_logp)[rollouts.mask].max()
     print(f"largest gap in bfloat16: {gap:.1e} nats")
-    assert gap < 0.05
+    assert gap < 1e-5
