@@ -212,7 +212,7 @@ def test_second_call_of_the_same_shape_compiles_nothing(generate):
 
 
 def test_bfloat16_sampler_and_learner_round_alike(root):
-    """Casting the scales of norms for sampling, which the model does not, made the gap 0.19 nats."""
+    """Casting the scales of norms as well, which the model does not, left a gap of 0.19 nats."""
     _, graphdef, params = model("llama", "bfloat16")
     engine = Engine(
         graphdef=graphdef,
