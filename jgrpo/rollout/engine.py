@@ -6,13 +6,13 @@ ended, widen the cache, and look for stop strings in the decoded text.
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jax.tree_util import DictKey
 from jaxtyping import Array, Bool, Int, Key, PyTree
 from numpy import ndarray
 from transformers import PreTrainedTokenizerBase
@@ -154,7 +154,7 @@ class Engine:
 def _to_dtype(params: PyTree, dtype: str) -> PyTree:
     """Casts what the model would cast on use; the scales of norms it multiplies in float32."""
 
-    def cast(path: tuple[DictKey, ...], x: Array) -> Array:
+    def cast(path: tuple[Any, ...], x: Array) -> Array:
         return x if path[-1].key.endswith("norm") else x.astype(dtype)
 
     return jax.tree_util.tree_map_with_path(cast, params)

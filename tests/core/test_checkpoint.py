@@ -124,9 +124,10 @@ def test_state_may_be_donated_while_it_is_saved(tmp_path: Path):
     state = make()
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save(state)
+    # Whether jax overwrites the buffer or, while something still reads it, takes another one, is a
+    # matter of timing; what has been saved must not be.
     overwritten = jax.jit(lambda w: w * 0 - 7, donate_argnums=0)(state.params["w"])
     overwritten.block_until_ready()
-    assert state.params["w"].is_deleted()
     checkpoints.wait()
     restored = checkpoints.restore(make(), step=1)
     checkpoints.close()
