@@ -9,6 +9,7 @@ Letters: P prompts, N samples per prompt.
 import dataclasses
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key, PyTree
@@ -22,6 +23,7 @@ from jgrpo.evaluate import EvalReport, evaluation_report
 from jgrpo.keys import named_key
 from jgrpo.models.load import LoadedModel
 from jgrpo.rewards.score import Reward
+from jgrpo.rewards.text import parse_number
 from jgrpo.rollout.engine import Engine
 from jgrpo.rollout.sample import Sampling
 from jgrpo.types import Example
@@ -72,6 +74,7 @@ class Evaluator:
             greedy_finished=greedy.finished[:, 0],
             greedy_format=_in_format(self.task.format_pattern, greedy.completions),
             sampled_correct=None if sampled is None else sampled.correct,
+            **_votes(self.task, examples, sampled),
             seed=self.cfg.run.seed,
         )
 
@@ -135,6 +138,18 @@ class _Asked:
     lengths: Int[ndarray, "P N"]
     finished: Bool[ndarray, "P N"]
     completions: Sequence[str]
+
+
+def _votes(task: Task, examples: Sequence[Example], sampled: _Asked | None) -> dict[str, list[Any]]:
+    """The answers that maj@k counts, and what they are compared with; nothing if there are none."""
+    if sampled is None or task.read_answer is None:
+        return {}
+    answers = [task.read_answer(text) for text in sampled.completions]
+    size = sampled.correct.shape[1]
+    return {
+        "sampled_answers": [answers[i : i + size] for i in range(0, len(answers), size)],
+        "references": [parse_number(example.answer) or example.answer for example in examples],
+    }
 
 
 def _in_format(pattern: str | None, completions: Sequence[str]) -> Bool[ndarray, " P"] | None:

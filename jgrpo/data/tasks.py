@@ -15,6 +15,7 @@ from jgrpo.config import ColumnsConfig, DataConfig, RewardFunctionConfig
 from jgrpo.config_schema import suggestion
 from jgrpo.data import arithmetic, chain, countdown, sources
 from jgrpo.data.draws import Family, Generated, Source, heldout
+from jgrpo.rewards.text import first_number, last_number
 
 Options = TypeVar("Options")
 
@@ -30,6 +31,8 @@ class Task:
       rewards: what scores a completion if the config names no rewards.
       format_pattern: regular expression that the whole of a well-formed completion matches, or
         None if the task has no form.
+      read_answer: reads the answer of a completion in canonical form, for the vote of maj@k; None
+        where answers are not compared as text.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Task:
     heldout: Source
     rewards: tuple[RewardFunctionConfig, ...] = ()
     format_pattern: str | None = None
+    read_answer: Callable[[str], str | None] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,7 +130,8 @@ def _chain(cfg: DataConfig) -> Task:
     """Sums and differences of a few numbers, worked out a step at a time (generated)."""
     _reads_no_file(cfg)
     family = chain.family(_options(chain.Options, cfg))
-    return _generated(cfg, family, RewardFunctionConfig(name="tagged_number"), chain.PATTERN)
+    task = _generated(cfg, family, RewardFunctionConfig(name="tagged_number"), chain.PATTERN)
+    return dataclasses.replace(task, read_answer=last_number)
 
 
 def _countdown(cfg: DataConfig) -> Task:
@@ -166,6 +171,7 @@ def _pairs(cfg: DataConfig, style: arithmetic.Style, split: arithmetic.Split) ->
         heldout=split[1],
         rewards=(RewardFunctionConfig(name="tagged_number") if plain else first,),
         format_pattern=arithmetic.PLAIN_PATTERN if plain else arithmetic.BARE_PATTERN,
+        read_answer=last_number if plain else first_number,
     )
 
 
@@ -179,6 +185,7 @@ def _addition(cfg: DataConfig) -> Task:
         heldout=held,
         rewards=(RewardFunctionConfig(name="number_match"),),
         format_pattern=arithmetic.BARE_PATTERN,
+        read_answer=last_number,
     )
 
 
@@ -191,7 +198,12 @@ def _gsm8k(cfg: DataConfig) -> Task:
         name="tagged_number", options={"marker": "####", "trailing": "ignore"}
     )
     task = _from_files(cfg, lambda path: sources.gsm8k(sources.read_jsonl(path)))
-    return dataclasses.replace(task, rewards=(reward,), format_pattern=sources.GSM8K_PATTERN)
+    return dataclasses.replace(
+        task,
+        rewards=(reward,),
+        format_pattern=sources.GSM8K_PATTERN,
+        read_answer=last_number,
+    )
 
 
 def _jsonl(cfg: DataConfig) -> Task:

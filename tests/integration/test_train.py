@@ -65,6 +65,16 @@ def test_stopped_after_two_steps_and_continued_equals_a_run_left_alone(tmp_path)
     assert summaries[0] == summaries[1]
 
 
+def test_sampled_evaluation_reports_pass_and_majority(tmp_path):
+    more = ("eval.samples_per_prompt=4", "rollout.max_completion_tokens=56")
+    summary = run(tmp_path, "run.steps=1", *more)
+    report = summary["eval_before"]
+    assert set(report["pass_at"]) == {"1", "2", "4"}
+    assert set(report["maj_at"]) == {"4"}
+    assert report["pass_at"]["1"] <= report["pass_at"]["2"] <= report["pass_at"]["4"]
+    assert 0.0 < report["maj_at"]["4"] <= report["pass_at"]["4"]
+
+
 def test_a_finished_run_is_not_trained_further(tmp_path):
     first = run(tmp_path, "run.steps=2")
     assert run(tmp_path, "run.steps=2") == first
