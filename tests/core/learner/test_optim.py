@@ -57,8 +57,13 @@ def test_weight_decay_skips_norms_and_biases_and_nothing_else(family):
     """Without a gradient, AdamW is the decay alone: p (1 - lr weight_decay)."""
     _, _, params = model(family)
     optimizer = make_optimizer(OptimConfig(lr=0.5, weight_decay=0.1), 10)
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+
+    @jax.jit
+    def update(params):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return optimizer.update(zeros, optimizer.init(params), params)[0]
+
+    updates = update(params)
     for path, update in jax.tree.leaves_with_path(updates):
         name = path[-1].key
         leaf = params["layers"][name] if len(path) == 2 else params[name]
