@@ -198,12 +198,16 @@ class Collector:
         )
 
 
-def texts(model: LoadedModel, rollouts: Rollouts) -> list[str]:
-    """The completions as text, without special tokens, prompt by prompt."""
+def completion_ids(rollouts: Rollouts) -> list[list[int]]:
+    """The token ids of each completion without padding, prompt by prompt."""
     width = rollouts.tokens.shape[-1]
     tokens, mask = (np.asarray(x).reshape(-1, width) for x in (rollouts.tokens, rollouts.mask))
-    rows = [row[keep].tolist() for row, keep in zip(tokens, mask, strict=True)]
-    return model.tokenizer.batch_decode(rows, skip_special_tokens=True)
+    return [row[keep].tolist() for row, keep in zip(tokens, mask, strict=True)]
+
+
+def texts(model: LoadedModel, rollouts: Rollouts) -> list[str]:
+    """The completions as text, without special tokens, prompt by prompt."""
+    return model.tokenizer.batch_decode(completion_ids(rollouts), skip_special_tokens=True)
 
 
 def score_rollouts(
@@ -213,13 +217,12 @@ def score_rollouts(
     completions: Sequence[str],
 ) -> Scores:
     """Calls the reward functions on every completion of every prompt."""
-    group_size, width = rollouts.mask.shape[1:]
-    tokens, mask = (np.asarray(x).reshape(-1, width) for x in (rollouts.tokens, rollouts.mask))
+    group_size = rollouts.mask.shape[1]
     return score(
         rewards,
         prompts=[example.prompt for example in examples for _ in range(group_size)],
         completions=completions,
-        completion_ids=[t[m].tolist() for t, m in zip(tokens, mask, strict=True)],
+        completion_ids=completion_ids(rollouts),
         columns=reward_columns(examples, group_size),
     )
 

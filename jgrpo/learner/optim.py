@@ -17,7 +17,7 @@ def learning_rate(cfg: OptimConfig, steps: int) -> optax.Schedule:
 
     Args:
       cfg: the `optim` section; its warm-up is counted in steps.
-      steps: steps of the whole run; a decay ends with the last one.
+      steps: steps of the whole run; a decay reaches its floor after the last.
     """
     each = updates_per_step(cfg)
     warmup, total = cfg.warmup_steps * each, steps * each
