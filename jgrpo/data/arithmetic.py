@@ -7,6 +7,7 @@ stop at the newline). `addition` is a chat that asks for the number only.
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Annotated, Literal, TypeAlias
 
@@ -36,13 +37,13 @@ class GcdOptions:
     Attributes:
       style: `plain`, or `few_shot` for a language model.
       max_number: numbers are 2 to this.
-      coprime_share: share of the problems with answer 1 that are kept. They are three in five of
-        all, so that always saying 1 would be a good policy.
+      max_per_answer: how many unordered pairs of each answer are kept. Three pairs in five have
+        the answer 1: without a limit, always saying 1 is a good policy.
     """
 
     style: Style = "plain"
     max_number: MaxNumber = 99
-    coprime_share: Annotated[float, Ge(0.0), Le(1.0)] = 1.0
+    max_per_answer: Annotated[int, Ge(1)] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,12 +72,7 @@ class AdditionOptions:
 
 def gcd(options: GcdOptions) -> Split:
     """Greatest common divisors: `gcd(12,18)=?` is answered `18%12=6;12%6=0;#6`."""
-    pairs = [
-        pair
-        for pair in _pairs(options.max_number)
-        if math.gcd(*pair) > 1
-        or content_hash(f"coprime {_unordered(pair)}") < options.coprime_share * 2.0**64
-    ]
+    pairs = _at_most(options.max_per_answer, _pairs(options.max_number))
     return _split(pairs, options.style, "gcd({},{})=?", "gcd({}, {}) =", math.gcd, _euclid)
 
 
@@ -112,6 +108,22 @@ def addition(options: AdditionOptions) -> Split:
 def _pairs(max_number: int) -> list[Pair]:
     numbers = range(2, max_number + 1)
     return [(a, b) for a in numbers for b in numbers]
+
+
+def _at_most(limit: int | None, pairs: list[Pair]) -> list[Pair]:
+    """Keeps at most `limit` unordered pairs of each greatest common divisor, chosen by hash."""
+    mixed = sorted((pair for pair in pairs if pair[0] <= pair[1]), key=_mixing)
+    seen, kept = Counter[int](), set[Pair]()
+    for pair in mixed:
+        divisor = math.gcd(*pair)
+        if limit is None or seen[divisor] < limit:
+            seen[divisor] += 1
+            kept.add(pair)
+    return [(a, b) for a, b in pairs if (min(a, b), max(a, b)) in kept]
+
+
+def _mixing(pair: Pair) -> int:
+    return content_hash(f"kept {_unordered(pair)}")
 
 
 def _unordered(pair: Pair) -> str:

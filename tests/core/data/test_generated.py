@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from itertools import islice
 
 import pytest
@@ -19,7 +20,7 @@ TASKS = [
     ("chain", {}),
     ("chain", {"min_terms": 2, "max_terms": 5, "carries": "all", "recheck": 0.6}),
     ("gcd", {}),
-    ("gcd", {"style": "few_shot", "coprime_share": 0.2}),
+    ("gcd", {"style": "few_shot", "max_per_answer": 150}),
     ("mod", {}),
     ("mod", {"style": "few_shot", "max_number": 30}),
     ("addition", {}),
@@ -249,16 +250,22 @@ def test_few_shot_prompt_shows_other_numbers_and_no_heldout_answer():
         assert not {tuple(sorted(line[:2])) for line in numbers} & held
 
 
-def test_coprime_share_keeps_about_that_share():
-    def count(share):
-        task = _task("gcd", {"coprime_share": share})
-        examples = [*task.train, *task.heldout]
-        return len(examples), sum(example.answer == "1" for example in examples)
+def test_max_per_answer_limits_the_pairs_of_each_answer_and_keeps_both_orders():
+    def pairs(limit):
+        task = _task("gcd", {"max_per_answer": limit})
+        found = [
+            (*map(int, re.findall("[0-9]+", example.prompt)),)
+            for example in (*task.train, *task.heldout)
+        ]
+        assert len(set(found)) == len(found)
+        return set(found)
 
-    (everything, coprime), (kept, kept_coprime) = count(1.0), count(0.2)
-    assert kept_coprime / coprime == pytest.approx(0.2, abs=0.03)
-    assert everything - coprime == kept - kept_coprime
-    assert count(0.0)[1] == 0
+    limited = pairs(max_per_answer=100)
+    assert limited == {(b, a) for a, b in limited}
+    kept = Counter(math.gcd(a, b) for a, b in limited if a <= b)
+    whole = Counter(math.gcd(a, b) for a, b in pairs() if a <= b)
+    assert kept == {answer: min(count, 100) for answer, count in whole.items()}
+    assert whole[1] > 2500
 
 
 def test_one_digit_addition_has_a_hundred_prompts_and_holds_out_a_fifth():
@@ -287,7 +294,7 @@ def test_countdown_steps_lead_to_the_target():
         ("chain", {"min_terms": 4}, r"min_terms must be at most max_terms"),
         ("chain", {"carries": "none"}, r"data.options.carries: .*'any', 'some' or 'all'"),
         ("chain", {"careless": True}, r"data.options.careless"),
-        ("gcd", {"coprime_shar": 1}, r"did you mean 'coprime_share'"),
+        ("gcd", {"max_per_answr": 1}, r"did you mean 'max_per_answer'"),
         ("countdown", {"num_numbers": 7}, r"data.options.num_numbers"),
     ],
 )
