@@ -23,7 +23,9 @@ from jgrpo.data.order import prompt_ids
 from jgrpo.data.tasks import Task
 from jgrpo.keys import named_key
 from jgrpo.models.load import LoadedModel
-from jgrpo.rewards.score import Reward, Scores, reward_columns, score
+from jgrpo.rewards.reward import Reward
+from jgrpo.rewards.score import Scores, begin, finish
+from jgrpo.rewards.scoring import Scoring
 from jgrpo.rollout.engine import Engine
 from jgrpo.rollout.sample import Sampling
 from jgrpo.types import Example, Prompts, Rollouts
@@ -42,7 +44,7 @@ class Collected:
       rounds: sampling rounds it took.
       cursor: prompts taken from the run's order, these included.
       rollout_s: seconds spent sampling.
-      reward_s: seconds spent scoring.
+      reward_s: seconds spent scoring after the sampling, which much of it overlaps.
     """
 
     examples: Sequence[Example]
@@ -108,14 +110,19 @@ class Collector:
     def _round(self, params: PyTree, step: int, cursor: int) -> Collected:
         """Samples and scores one batch of prompts."""
         examples, prompts = self.prompts(cursor)
-        begin = time.perf_counter()
+        started = time.perf_counter()
+        group_size = self.cfg.rollout.group_size
+        scoring = begin(self.rewards, examples, group_size=group_size, step=step)
         if self.cfg.method.source == "reference":
             rollouts = self._references(examples, prompts)
         else:
-            rollouts = self._sample(params, prompts, named_key(self.root, step, "rollout"))
+            key = named_key(self.root, step, "rollout")
+            rollouts = self._sample(params, prompts, key, scoring)
         sampled = time.perf_counter()
         completions = texts(self.model, rollouts)
-        scores = score_rollouts(self.rewards, examples, rollouts, completions)
+        for row, ids in enumerate(completion_ids(rollouts)):
+            scoring.add(row, completions[row], ids)
+        scores = finish(scoring)
         scored = time.perf_counter()
         rewards = scores.total.reshape(rollouts.mask.shape[:2])
         kept = np.ones(len(examples), bool)
@@ -130,7 +137,7 @@ class Collector:
             kept=kept,
             rounds=1,
             cursor=cursor + len(examples),
-            rollout_s=sampled - begin,
+            rollout_s=sampled - started,
             reward_s=scored - sampled,
         )
 
@@ -151,8 +158,16 @@ class Collector:
         )
         return examples, tokens
 
-    def _sample(self, params: PyTree, prompts: Prompts, key: Key[Array, ""]) -> Rollouts:
+    def _sample(
+        self, params: PyTree, prompts: Prompts, key: Key[Array, ""], scoring: Scoring
+    ) -> Rollouts:
+        """Samples; what has ended is scored while the rest is sampled."""
         cfg = self.cfg.rollout
+        isolated = any(reward.isolated for reward in self.rewards)
+
+        def hand_over(row: int, ids: list[int]) -> None:
+            scoring.add(row, _text(self.model, ids), ids)
+
         return self.engine.generate(
             params,
             prompts,
@@ -163,6 +178,7 @@ class Collector:
                 temperature=cfg.temperature, top_k=cfg.top_k, top_p=cfg.top_p, min_p=cfg.min_p
             ),
             stop=cfg.stop,
+            on_finished=hand_over if isolated else None,
         )
 
     def _references(self, examples: Sequence[Example], prompts: Prompts) -> Rollouts:
@@ -207,7 +223,11 @@ def completion_ids(rollouts: Rollouts) -> list[list[int]]:
 
 def texts(model: LoadedModel, rollouts: Rollouts) -> list[str]:
     """The completions as text, without special tokens, prompt by prompt."""
-    return model.tokenizer.batch_decode(completion_ids(rollouts), skip_special_tokens=True)
+    return [_text(model, ids) for ids in completion_ids(rollouts)]
+
+
+def _text(model: LoadedModel, ids: list[int]) -> str:
+    return model.tokenizer.batch_decode([ids], skip_special_tokens=True)[0]
 
 
 def score_rollouts(
@@ -215,16 +235,13 @@ def score_rollouts(
     examples: Sequence[Example],
     rollouts: Rollouts,
     completions: Sequence[str],
+    step: int = 0,
 ) -> Scores:
     """Calls the reward functions on every completion of every prompt."""
-    group_size = rollouts.mask.shape[1]
-    return score(
-        rewards,
-        prompts=[example.prompt for example in examples for _ in range(group_size)],
-        completions=completions,
-        completion_ids=completion_ids(rollouts),
-        columns=reward_columns(examples, group_size),
-    )
+    scoring = begin(rewards, examples, group_size=rollouts.mask.shape[1], step=step)
+    for row, ids in enumerate(completion_ids(rollouts)):
+        scoring.add(row, completions[row], ids)
+    return finish(scoring)
 
 
 def _join(rounds: Sequence[Collected]) -> Collected:
@@ -284,14 +301,15 @@ def _join_rollouts(parts: Sequence[Rollouts]) -> Rollouts:
 
 
 def _join_scores(parts: Sequence[Scores]) -> Scores:
-    failures = {
-        name: sum(part.failures.get(name, 0) for part in parts)
-        for name in dict.fromkeys(n for part in parts for n in part.failures)
-    }
     return Scores(
         names=parts[0].names,
         columns=np.concatenate([part.columns for part in parts]),
         total=np.concatenate([part.total for part in parts]),
         valid=np.concatenate([part.valid for part in parts]),
-        failures=failures,
+        failed={
+            name: np.concatenate([part.failed[name] for part in parts]) for name in parts[0].failed
+        },
+        failures=tuple(failure for part in parts for failure in part.failures),
+        calls=sum(part.calls for part in parts),
+        calls_per_s=sum(part.calls_per_s for part in parts) / len(parts),
     )

@@ -16,6 +16,7 @@ from typing import Annotated, Literal, TypeAlias
 from annotated_types import Ge, MinLen
 
 from jgrpo.rewards import countdown as countdown_rules
+from jgrpo.rewards.code import code_tests
 from jgrpo.rewards.text import (
     Completion,
     first_number,
@@ -218,13 +219,15 @@ class BuiltIn:
       function: what computes it.
       package: the optional package that it needs, or "".
       extra: the extra of ours that installs the package, or "".
-      isolated: run each completion in a worker process with a deadline.
+      isolated: run in a worker process with a deadline.
+      isolated_by: option that, if the config sets it, makes it isolated; or "".
     """
 
     function: Callable[..., list[float | None]]
     package: str = ""
     extra: str = ""
     isolated: bool = False
+    isolated_by: str = ""
 
 
 _CHECKS: Mapping[str, Callable[..., list[float | None]]] = {
@@ -237,9 +240,10 @@ REWARDS: Mapping[str, BuiltIn] = {
     "exact_match": BuiltIn(exact_match),
     "number_match": BuiltIn(number_match),
     "tagged_number": BuiltIn(tagged_number),
-    "regex_format": BuiltIn(regex_format),
+    "regex_format": BuiltIn(regex_format, isolated_by="pattern"),  # it may backtrack for ever
     "tag_format": BuiltIn(tag_format),
     "math_verify": BuiltIn(math_verify, package="math_verify", extra="math", isolated=True),
+    "code_tests": BuiltIn(code_tests, package="pydantic_monty", extra="sandbox", isolated=True),
     "length": BuiltIn(length),
     "countdown": BuiltIn(countdown),
 }

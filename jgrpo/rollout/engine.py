@@ -5,6 +5,7 @@ ended, widen the cache, and look for stop strings in the decoded text.
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -61,6 +62,7 @@ class Engine:
         max_tokens: int,
         sampling: Sampling,
         stop: tuple[str, ...] = (),
+        on_finished: Callable[[int, list[int]], None] | None = None,
     ) -> Rollouts:
         """Samples `group_size` completions of every prompt.
 
@@ -76,6 +78,9 @@ class Engine:
           max_tokens: longest completion, EOS included.
           sampling: temperature and filters.
           stop: strings that end a completion; the token that completes one is its last.
+          on_finished: called with the number of a completion (group by group) and its tokens when
+            it has ended and others have not, while these are decoded on. What is still running
+            when the last chunk begins is not reported.
 
         Returns:
           Numpy records, cut to the bucket of the longest completion.
@@ -94,7 +99,7 @@ class Engine:
             width=bucket(min(self.chunk_tokens, max_tokens), self.chunk_tokens),
             sampling=sampling,
         )
-        state, ends = self._decode(params, state, rows, max_tokens, sampling, stop)
+        state, ends = self._decode(params, state, rows, max_tokens, sampling, stop, on_finished)
         tokens, logp = jax.device_get((state.tokens, state.logp))
         return _finish(prompts, tokens[:rows], logp[:rows], ends, max_tokens)
 
@@ -106,16 +111,20 @@ class Engine:
         max_tokens: int,
         sampling: Sampling,
         stop: tuple[str, ...],
+        on_finished: Callable[[int, list[int]], None] | None,
     ) -> tuple[decode.Decoding, Int[ndarray, "P G"]]:
         """Runs chunks until the first `rows` have ended; returns where each ended (0: did not)."""
         length = 1
+        ends = np.zeros((rows, state.keys.shape[1]), np.int64)
         while True:
-            ends = np.zeros((rows, state.keys.shape[1]), np.int64)
+            before, ends = ends, np.zeros_like(ends)
             # The first token alone is not looked at: the host would wait for it.
             if stop or length >= min(self.chunk_tokens, max_tokens):
                 ends = self._ends(np.asarray(state.tokens)[:rows, :, :length], stop)
             if length >= max_tokens or (ends > 0).all():
                 return state, ends
+            # Read before the next chunk takes the buffers, reported while it runs.
+            finished = _finished(state, before, ends) if on_finished is not None else []
             step = min(self.chunk_tokens - length % self.chunk_tokens, max_tokens - length)
             width = bucket(length + step, self.chunk_tokens)
             if width > state.tokens.shape[-1]:
@@ -128,6 +137,9 @@ class Engine:
                 sampling=sampling,
             )
             length += step
+            if on_finished is not None:
+                for row, tokens in finished:
+                    on_finished(row, tokens)
 
     def _ends(self, tokens: Int[ndarray, "P G T"], stop: tuple[str, ...]) -> Int[ndarray, "P G"]:
         """Number of tokens up to and with the EOS or the stop string of each completion, or 0."""
@@ -148,6 +160,15 @@ class Engine:
             middle = (low + high) // 2
             low, high = (low, middle) if contains(middle) else (middle + 1, high)
         return low
+
+
+def _finished(
+    state: decode.Decoding, before: Int[ndarray, "P G"], ends: Int[ndarray, "P G"]
+) -> list[tuple[int, list[int]]]:
+    """Number and tokens of each completion that has ended since `before`."""
+    fresh = np.argwhere((ends > 0) & (before == 0)).tolist()
+    tokens = np.asarray(state.tokens) if fresh else ()
+    return [(p * ends.shape[1] + g, tokens[p][g][: ends[p, g]].tolist()) for p, g in fresh]
 
 
 @partial(jax.jit, static_argnums=1)

@@ -1,13 +1,16 @@
-"""Rewards are found, given what they ask for, checked and summed."""
+"""Rewards are found, given what they ask for, checked and summed; failures are treated as told."""
 
 import os
 
+import foreign
 import numpy as np
 import pytest
 
 from jgrpo.config import RewardConfig, RewardFunctionConfig
 from jgrpo.data.tasks import Task
-from jgrpo.rewards.score import build, close, reward_columns, score
+from jgrpo.metrics import metric
+from jgrpo.rewards.reward import Reward
+from jgrpo.rewards.score import begin, build, close, finish, reward_columns, score
 from jgrpo.types import Example
 
 TASK = Task(name="mine", train=(), heldout=())
@@ -19,38 +22,57 @@ def _foreign_is_importable(monkeypatch):
     monkeypatch.syspath_prepend(os.path.dirname(__file__))
 
 
-def _spec(name, weight=1.0, **options):
-    return RewardFunctionConfig(name=name, weight=weight, options=options)
+@pytest.fixture
+def make():
+    """Builds rewards and ends their processes after the test."""
+    made = []
+
+    def make(*specs, task=TASK, **settings):
+        made.append(build(specs, task, RewardConfig(**{"workers": 1} | settings)))
+        return made[-1]
+
+    yield make
+    for rewards in made:
+        close(rewards)
 
 
-def _build(*specs, task=TASK, **settings):
-    return build(specs, task, RewardConfig(**settings))
+def _spec(name, weight=1.0, per="completion", on_failure="mask", failure_value=0.0, **options):
+    return RewardFunctionConfig(
+        name=name,
+        weight=weight,
+        options=options,
+        per=per,
+        on_failure=on_failure,
+        failure_value=failure_value,
+    )
 
 
-def _score(rewards, completions=("a", "bb"), prompts=None, **columns):
+def _score(rewards, completions=("a", "bb"), prompts=None, group_size=1, step=0, **columns):
     return score(
         rewards,
         prompts=prompts or ["?"] * len(completions),
         completions=completions,
         completion_ids=[[1] * len(text) for text in completions],
         columns=columns,
+        group_size=group_size,
+        step=step,
     )
 
 
-def test_rewards_are_summed_with_their_weights():
+def test_rewards_are_summed_with_their_weights(make):
     """Row 0: 2*1 - .5*1 = 1.5; row 1: 2*0 - .5*3 = -1.5."""
-    rewards = _build(_spec("exact_match", 2.0), _spec("foreign:by_length", -0.5))
+    rewards = make(_spec("exact_match", 2.0), _spec("foreign:by_length", -0.5))
     result = _score(rewards, ["a", "abc"], answer=["a", "b"])
     assert result.names == ("exact_match", "foreign:by_length")
     np.testing.assert_array_equal(result.columns, [[1, 1], [0, 3]])
     np.testing.assert_array_equal(result.total, [1.5, -1.5])
     assert result.valid.all()
-    assert result.failures == {}
+    assert result.failures == ()
 
 
-def test_missing_value_is_left_out_of_the_sum():
+def test_missing_value_is_left_out_of_the_sum(make):
     """Row 0 has an answer; in row 1 only the length counts; alone it is not valid."""
-    rewards = _build(_spec("exact_match"), _spec("foreign:by_length"))
+    rewards = make(_spec("exact_match"), _spec("foreign:by_length"))
     result = _score(rewards, answer=["a", ""])
     np.testing.assert_array_equal(result.total, [2, 2])
     assert np.isnan(result.columns[1, 0])
@@ -59,39 +81,39 @@ def test_missing_value_is_left_out_of_the_sum():
     np.testing.assert_array_equal(alone.total, [1, 0])
 
 
-def test_function_gets_the_columns_that_it_names():
-    result = _score(_build(_spec("foreign:sees")), level=[3, 4], other=[0, 0])
+def test_function_gets_the_columns_that_it_names(make):
+    result = _score(make(_spec("foreign:sees")), level=[3, 4], other=[0, 0])
     np.testing.assert_array_equal(result.total, [3, 4])
 
 
-def test_function_with_kwargs_gets_every_column():
-    """prompts, completion_ids, level, other; completions is its own argument."""
-    result = _score(_build(_spec("foreign:all_columns")), level=[3, 4], other=[0, 0])
-    np.testing.assert_array_equal(result.total, [4, 4])
+def test_function_with_kwargs_gets_every_column(make):
+    """prompts, completion_ids, level, other, and the three of TRL; completions is its own."""
+    result = _score(make(_spec("foreign:all_columns")), level=[3, 4], other=[0, 0])
+    np.testing.assert_array_equal(result.total, [7, 7])
 
 
-def test_option_wins_over_a_column_of_the_same_name():
-    result = _score(_build(_spec("foreign:scaled", factor=3.0)), factor=[0, 0])
+def test_option_wins_over_a_column_of_the_same_name(make):
+    result = _score(make(_spec("foreign:scaled", factor=3.0)), factor=[0, 0])
     np.testing.assert_array_equal(result.total, [3, 6])
 
 
-def test_column_never_sets_an_option_of_a_builtin_reward():
-    result = _score(_build(_spec("tagged_number")), ["#1"], answer=["1"], marker=["!"])
+def test_column_never_sets_an_option_of_a_builtin_reward(make):
+    result = _score(make(_spec("tagged_number")), ["#1"], answer=["1"], marker=["!"])
     np.testing.assert_array_equal(result.total, [1])
 
 
-def test_chat_completion_reaches_the_function_as_messages():
-    rewards = _build(_spec("foreign:by_length"), _spec("exact_match"))
+def test_chat_completion_reaches_the_function_as_messages(make):
+    rewards = make(_spec("foreign:by_length"), _spec("exact_match"))
     result = _score(rewards, ["abc"], prompts=[CHAT], answer=["abc"])
     np.testing.assert_array_equal(result.columns, [[1, 1]])
 
 
-def test_task_gives_default_rewards_and_the_default_pattern():
+def test_task_gives_default_rewards_and_the_default_pattern(make):
     task = Task(
         name="mine", train=(), heldout=(), rewards=(_spec("exact_match"),), format_pattern="a+"
     )
-    assert [reward.name for reward in _build(task=task)] == ["exact_match"]
-    result = _score(_build(_spec("regex_format"), task=task), ["aa", "ab"])
+    assert [reward.name for reward in make(task=task)] == ["exact_match"]
+    result = _score(make(_spec("regex_format"), task=task), ["aa", "ab"])
     np.testing.assert_array_equal(result.total, [1, 0])
 
 
@@ -111,12 +133,16 @@ def test_task_gives_default_rewards_and_the_default_pattern():
         ([_spec("regex_format")], "task 'mine' has no form"),
         ([_spec("foreign:scaled", fctor=1)], "unknown option 'fctor'; did you mean 'factor'"),
         ([_spec("foreign:nothing")], "has no function 'nothing'"),
-        ([_spec("no_module:f")], "cannot import 'no_module'"),
+        ([_spec("no_module:f")], "reward 'no_module:f': importing it raised .*'no_module'"),
+        ([_spec("foreign:by_position")], "completions can be given by position only"),
+        ([_spec("exact_match", per="group")], "'exact_match': per = 'group' has no effect"),
+        ([_spec("length", on_failure="value")], "'length': on_failure = 'value' has no effect"),
+        ([_spec("foreign:sees", failure_value=1.0)], "failure_value = 1.0 has no effect with"),
     ],
 )
-def test_wrong_spec_is_named(specs, message):
+def test_wrong_spec_is_named(make, specs, message):
     with pytest.raises(ValueError, match=message):
-        _build(*specs)
+        make(*specs)
 
 
 @pytest.mark.parametrize(
@@ -129,21 +155,32 @@ def test_wrong_spec_is_named(specs, message):
         ("number", "must return a list, got float"),
     ],
 )
-def test_wrong_return_value_names_the_function(what, message):
+def test_wrong_value_of_a_reward_in_this_process_is_an_error(what, message):
+    """Only built-in rewards run here, so it is our mistake and the run ends."""
+    spec = _spec("foreign:returns")
+    takes = frozenset(["completions"])
+    here = Reward(
+        spec=spec,
+        path="",
+        options={"what": what},
+        needs=takes,
+        takes=takes,
+        function=foreign.returns,
+    )
     with pytest.raises(ValueError, match=f"reward 'foreign:returns' {message}"):
-        _score(_build(_spec("foreign:returns", what=what)))
+        _score([here])
 
 
-def test_missing_column_is_named():
+def test_missing_column_is_named(make):
     with pytest.raises(ValueError, match=r"reward 'foreign:sees' needs level, .* \(there are:"):
-        _score(_build(_spec("foreign:sees")))
+        _score(make(_spec("foreign:sees")))
     with pytest.raises(ValueError, match="reward 'exact_match' needs answer"):
-        _score(_build(_spec("exact_match")))
+        _score(make(_spec("exact_match")))
 
 
-def test_column_of_the_wrong_length_is_named():
+def test_column_of_the_wrong_length_is_named(make):
     with pytest.raises(ValueError, match="column 'level' must have an entry for each of 2"):
-        _score(_build(_spec("foreign:sees")), level=[1])
+        _score(make(_spec("foreign:sees")), level=[1])
 
 
 def test_columns_of_a_rollout_repeat_each_example_for_its_group():
@@ -159,28 +196,191 @@ def test_columns_of_a_rollout_repeat_each_example_for_its_group():
     }
 
 
-def test_math_verify_runs_isolated():
+def test_math_verify_runs_isolated(make):
     pytest.importorskip("math_verify")
-    rewards = _build(_spec("math_verify"), workers=1, deadline_s=30.0)
-    try:
-        assert rewards[0].isolated
-        completions = [r"so $\boxed{\frac{1}{2}}$", "0.5", "the answer is $2$", "no idea", "2"]
-        result = _score(rewards, completions, answer=["0.5", r"\frac{1}{2}", "3", "1", ""])
-    finally:
-        close(rewards)
+    rewards = make(_spec("math_verify"), deadline_s=30.0)
+    assert rewards[0].isolated
+    completions = [r"so $\boxed{\frac{1}{2}}$", "0.5", "the answer is $2$", "no idea", "2"]
+    result = _score(rewards, completions, answer=["0.5", r"\frac{1}{2}", "3", "1", ""])
     np.testing.assert_array_equal(result.total, [1, 1, 0, 0, 0])
     assert result.valid.tolist() == [True] * 4 + [False]
-    assert result.failures == {}
+    assert result.failures == ()
 
 
-def test_item_that_fails_in_a_worker_has_no_value_and_is_counted():
-    """The deadline is too short for any item, so each costs a worker and gives nothing."""
-    pytest.importorskip("math_verify")
-    rewards = _build(_spec("math_verify"), _spec("exact_match"), workers=2, deadline_s=1e-6)
-    try:
-        result = _score(rewards, ["1", "2"], answer=["1", "3"])
-    finally:
-        close(rewards)
-    assert result.failures == {"math_verify": 2}
-    assert np.isnan(result.columns[:, 0]).all()
+def test_pattern_of_a_user_is_isolated_and_that_of_a_task_is_not(make):
+    """`(a+)+b` on a run of `a` takes longer than the world has stood."""
+    task = Task(name="mine", train=(), heldout=(), format_pattern="a+")
+    assert not make(_spec("regex_format"), task=task)[0].isolated
+    rewards = make(_spec("regex_format", pattern="(a+)+b"), task=task, deadline_s=1.0)
+    result = _score(rewards, ["aab", "a" * 60 + "c", "c"])
+    np.testing.assert_array_equal(result.total, [1, 0, 0])
+    assert result.valid.tolist() == [True, False, True]
+    assert [failure.kind for failure in result.failures] == ["deadline"]
+
+
+def test_isolated_rewards_share_one_pool(make):
+    rewards = make(_spec("foreign:by_length"), _spec("exact_match"), _spec("foreign:process"))
+    assert rewards[0].pool is rewards[2].pool
+    assert rewards[1].pool is None
+    result = _score(rewards, answer=["a", "a"])
+    assert result.columns[0, 2] != os.getpid()
+
+
+# How failures are treated. Four completions in two groups; the function fails on the second.
+
+GROUPS = ["a", "bad", "cc", "ddd"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "total", "valid"),
+    [
+        ({"on_failure": "mask"}, [1, 0, 2, 3], [True, False, True, True]),
+        ({"on_failure": "group"}, [1, 0, 2, 3], [False, False, True, True]),
+        ({"on_failure": "value", "failure_value": -2.0}, [1, -2, 2, 3], [True] * 4),
+    ],
+)
+def test_failure_is_treated_as_configured(make, policy, total, valid):
+    result = _score(make(_spec("foreign:shaky", **policy)), GROUPS, group_size=2)
+    np.testing.assert_array_equal(result.total, total)
+    assert result.valid.tolist() == valid
+    assert result.failed["foreign:shaky"].tolist() == [False, True, False, False]
+
+
+def test_completion_on_which_one_of_two_rewards_fails_is_not_trained_on(make):
+    """Its sum lacks a term, so it cannot be compared with the others of its group."""
+    rewards = make(_spec("foreign:shaky"), _spec("exact_match"))
+    result = _score(rewards, GROUPS, group_size=2, answer=["bad"] * 4)
+    np.testing.assert_array_equal(result.columns[:, 1], [0, 1, 0, 0])
+    assert result.valid.tolist() == [True, False, True, True]
+
+
+def test_none_on_purpose_is_no_failure(make):
+    result = _score(make(_spec("foreign:pedantic"), _spec("exact_match")), GROUPS, answer=["a"] * 4)
+    assert np.isnan(result.columns[1, 0])
+    assert result.valid.all()
+    assert result.failures == ()
+    assert not result.failed["foreign:pedantic"].any()
+
+
+def test_failure_says_what_it_happened_with(make):
+    rewards = make(_spec("foreign:shaky"))
+    (failure,) = _score(rewards, GROUPS, prompts=["p", "q", "r", "s"], level=[1, 2, 3, 4]).failures
+    assert (failure.function, failure.kind, failure.completions) == ("foreign:shaky", "raised", 1)
+    assert failure.detail.startswith("ValueError: a bad completion (")
+    assert (failure.prompt, failure.completion, failure.columns) == ("q", "bad", {"level": 2})
+
+
+def test_failed_call_of_several_completions_fails_them_all(make):
+    rewards = make(_spec("foreign:shaky", per="group"))
+    result = _score(rewards, GROUPS, group_size=2)
+    assert result.failed["foreign:shaky"].tolist() == [True, True, False, False]
+    assert [failure.completions for failure in result.failures] == [2]
+
+
+def test_metrics_count_failures_and_have_rows(make):
+    rewards = make(_spec("foreign:shaky"), _spec("foreign:by_length"), _spec("exact_match"))
+    metrics = _score(rewards, GROUPS, group_size=2, answer=["a"] * 4).metrics()
+    assert metrics["reward/foreign:shaky/failures"] == 1
+    assert metrics["reward/foreign:by_length/failures"] == 0
+    assert metrics["reward/failures"] == 1
+    assert metrics["reward/masked_fraction"] == 0.25
+    assert metrics["reward/calls_per_s"] > 0
+    assert all(metric(name) for name in metrics)
+    assert "reward/exact_match/failures" not in metrics
+
+
+# Calls of several completions.
+
+
+@pytest.mark.parametrize(
+    ("per", "longest", "together"),
+    [
+        ("completion", [1, 1, 1, 1], [1, 1, 1, 1]),
+        ("group", [0, 1, 0, 1], [2, 2, 2, 2]),
+        ("step", [0, 1, 0, 1], [4, 4, 4, 4]),
+    ],
+)
+def test_function_gets_as_many_completions_as_it_asks_for(make, per, longest, together):
+    rewards = make(_spec("foreign:longest", per=per), _spec("foreign:calls_together", per=per))
+    result = _score(rewards, ["a", "bbb", "cc", "ddd"], group_size=2)
+    np.testing.assert_array_equal(result.columns.T, [longest, together])
+
+
+# Functions written for TRL.
+
+
+TRL = {
+    "trl_all_by_name": [1, 2, 3, 4],
+    "trl_reads_kwargs": [0, 1, 0, 0],
+    "trl_some_have_no_reward": [1, np.nan, 1, np.nan],
+    "trl_async": [1, 2, 3, 4],
+    "trl_state": [7, 7, 7, 7],
+    "trl_logs": [1, 1, 1, 1],
+    "trl_array": [0.5, 1, 1.5, 2],
+}
+
+
+@pytest.mark.parametrize("per", ["completion", "group", "step"])
+def test_functions_written_for_trl_work_unchanged(make, per):
+    result = _score(
+        make(*(_spec(f"foreign:{name}", per=per) for name in TRL)),
+        ["a", "bb", "ccc", "dddd"],
+        group_size=2,
+        step=7,
+        answer=["bb"] * 4,
+        kind=["math", "code"] * 2,
+    )
+    assert result.failures == ()
+    columns = dict(zip(result.names, result.columns.T.tolist(), strict=True))
+    for name, expected in TRL.items():
+        np.testing.assert_array_equal(columns[f"foreign:{name}"], expected, err_msg=name)
+
+
+def test_chat_function_written_for_trl_works_unchanged(make):
+    rewards = make(_spec("foreign:trl_chat_format"))
+    result = _score(rewards, ["<think>x</think>", "no"], prompts=[CHAT, CHAT])
     np.testing.assert_array_equal(result.total, [1, 0])
+
+
+# Completions that come one by one.
+
+EXAMPLES = [Example(prompt="?", columns={"slow": s}) for s in (0.3, 0.2, 0.1, 0.0)]
+
+
+def test_order_in_which_completions_come_and_calls_end_changes_nothing(make):
+    """With two workers the calls end in another order than they began in."""
+    rewards = make(
+        _spec("foreign:backwards"), _spec("foreign:longest", per="group", weight=0.1), workers=2
+    )
+    texts = ["a", "bbb", "cc", "dddd"]
+    results = []
+    for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
+        scoring = begin(rewards, EXAMPLES, group_size=1)
+        for row in order:
+            scoring.add(row, texts[row], [1] * len(texts[row]))
+        results.append(finish(scoring))
+    np.testing.assert_array_equal(results[0].columns, [[1, 1], [3, 1], [2, 1], [4, 1]])
+    for field in ("columns", "total", "valid"):
+        np.testing.assert_array_equal(getattr(results[0], field), getattr(results[1], field))
+
+
+def test_completion_added_again_is_scored_once_and_another_takes_its_place(make):
+    rewards = make(_spec("foreign:by_length"), _spec("foreign:longest", per="group"))
+    scoring = begin(rewards, [Example(prompt="?")] * 2, group_size=1)
+    scoring.add(0, "aaaa", [1, 2])
+    scoring.add(0, "aaaa", [1, 2])
+    scoring.add(1, "b", [1])
+    scoring.add(0, "cc", [1, 3])
+    result = finish(scoring)
+    np.testing.assert_array_equal(result.columns, [[2, 1], [1, 1]])
+    assert result.calls == 4
+
+
+def test_slow_reward_does_not_block_the_giver(make):
+    """Adding returns while the calls sleep; a test that waited for them would see them done."""
+    rewards = make(_spec("foreign:backwards"))
+    scoring = begin(rewards, [Example(prompt="?", columns={"slow": 0.5})] * 2, group_size=1)
+    scoring.add(0, "a", [1])
+    scoring.add(1, "bb", [1])
+    assert not any(future.done() for future in scoring._pending.values())
+    np.testing.assert_array_equal(finish(scoring).total, [1, 2])

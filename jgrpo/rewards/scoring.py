@@ -1,0 +1,251 @@
+"""The completions of a step on their way through the reward functions.
+
+A completion goes to the workers as soon as it is added, while others are still being sampled; a
+function that compares completions is called when the last of them is there. Where a call ended up
+in the table depends on its completions alone, so the order of events changes nothing.
+
+Letters: N completions, K rewards.
+"""
+
+import concurrent.futures
+import dataclasses
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeAlias
+
+import numpy as np
+from jaxtyping import Bool, Float32
+
+from jgrpo.rewards.calls import TRL_ARGUMENTS, Call, Kind, Outcome, RewardError, checked
+from jgrpo.rewards.reward import Reward
+from jgrpo.rewards.template import START_DEADLINE_S
+from jgrpo.types import Message
+
+Columns: TypeAlias = Mapping[str, Sequence[Any]]
+"""Further arguments of reward functions: one entry per completion each."""
+
+_LOG = logging.getLogger(__name__)
+_LOG_EVERY_S = 30.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A call that gave no values.
+
+    Attributes:
+      function: the reward's name.
+      kind: what happened; see `Outcome`.
+      detail: the same in words.
+      completions: how many completions were in the call. What follows is of the first.
+      prompt: the prompt.
+      completion: the completion.
+      columns: the further arguments, options left out.
+    """
+
+    function: str
+    kind: Kind
+    detail: str
+    completions: int
+    prompt: str | Sequence[Message]
+    completion: str
+    columns: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Values:
+    """What the functions said.
+
+    Attributes:
+      columns: value of each reward; nan where it gave none or failed.
+      failed: for each isolated reward, the completions that it failed on.
+      failures: the calls that failed, by reward, then by completion.
+      calls: calls of isolated rewards.
+      calls_per_s: calls that the workers would answer in a second if they never waited.
+    """
+
+    columns: Float32[np.ndarray, "N K"]
+    failed: Mapping[str, Bool[np.ndarray, " N"]]
+    failures: tuple[Failure, ...]
+    calls: int
+    calls_per_s: float
+
+
+class Scoring:
+    """Takes completions one by one and has them scored.
+
+    Attributes:
+      rewards: the rewards.
+      group_size: completions per prompt.
+    """
+
+    def __init__(
+        self,
+        rewards: Sequence[Reward],
+        *,
+        prompts: Sequence[str | Sequence[Message]],
+        columns: Columns,
+        group_size: int,
+        step: int,
+    ) -> None:
+        """Prepares for one completion of each prompt.
+
+        Args:
+          rewards: the rewards.
+          prompts: the prompt of each completion, group by group.
+          columns: further arguments of the functions, one entry per completion.
+          group_size: completions per prompt.
+          step: number of the step.
+
+        Raises:
+          ValueError: for a column of the wrong length, or one that a reward needs and lacks.
+        """
+        self.rewards = rewards
+        self.group_size = group_size
+        self._step = step
+        count = len(prompts)
+        if count % group_size:
+            raise ValueError(f"{count} completions are no whole groups of {group_size}")
+        self._arguments: dict[str, list[Any]] = {
+            **{name: list(values) for name, values in columns.items() if name not in TRL_ARGUMENTS},
+            "prompts": list(prompts),
+            "completions": [None] * count,
+            "completion_ids": [None] * count,
+        }
+        for name, values in self._arguments.items():
+            if len(values) != count:
+                message = f"must have an entry for each of {count} completions"
+                raise ValueError(f"column {name!r} {message}, got {len(values)}")
+        self._texts: list[str | None] = [None] * count
+        self._pending: dict[tuple[int, range], Future[Outcome]] = {}
+        for reward in rewards:
+            reward.select(self._arguments)
+
+    def add(self, row: int, text: str, ids: Sequence[int]) -> None:
+        """Adds a completion, and makes the calls that it completes.
+
+        Adding a completion again changes nothing; another in its place takes its place.
+
+        Args:
+          row: number of the completion, from 0, group by group.
+          text: the completion as text.
+          ids: its tokens, EOS included.
+        """
+        prompt, ids = self._arguments["prompts"][row], list(ids)
+        if self._texts[row] == text and self._arguments["completion_ids"][row] == ids:
+            return
+        self._texts[row] = text
+        self._arguments["completion_ids"][row] = ids
+        self._arguments["completions"][row] = (
+            text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+        )
+        for index, reward in enumerate(self.rewards):
+            rows = self._rows_with(reward, row)
+            if reward.pool is not None and all(self._texts[r] is not None for r in rows):
+                if previous := self._pending.get((index, rows)):
+                    previous.cancel()
+                self._pending[index, rows] = reward.pool.submit(self._call(reward, rows))
+
+    def values(self) -> Values:
+        """Calls what runs in this process and waits for the rest; all rows must have been added.
+
+        Raises:
+          ValueError: as `finish`.
+          RewardError: if the worker processes cannot go on.
+        """
+        assert all(text is not None for text in self._texts), "a completion was never added"
+        count = len(self._texts)
+        table = np.full((count, len(self.rewards)), np.nan, np.float32)
+        for index, reward in enumerate(self.rewards):
+            if reward.function is not None:
+                table[:, index] = _numbers(self._here(reward, count))
+        self._wait()
+        failed = {r.name: np.zeros(count, bool) for r in self.rewards if r.pool is not None}
+        failures = []
+        busy_s = 0.0
+        for index, rows, outcome in self._outcomes():
+            reward = self.rewards[index]
+            busy_s += outcome.seconds
+            if outcome.kind:
+                failed[reward.name][rows.start : rows.stop] = True
+                failures.append(self._failure(reward, rows, outcome))
+            else:
+                table[rows.start : rows.stop, index] = _numbers(outcome.values)
+        pools = [reward.pool for reward in self.rewards if reward.pool is not None]
+        workers = pools[0].num_workers if pools else 0
+        return Values(
+            columns=table,
+            failed=failed,
+            failures=tuple(failures),
+            calls=len(self._pending),
+            calls_per_s=len(self._pending) * workers / max(busy_s, 1e-9),
+        )
+
+    def _here(self, reward: Reward, count: int) -> list[float | None]:
+        assert reward.function is not None
+        returned = reward.function(**reward.select(self._arguments), **reward.options)
+        try:
+            return checked(returned, count)
+        except ValueError as error:
+            raise ValueError(f"reward {reward.name!r} {error}") from error
+
+    def _wait(self) -> None:
+        """Waits for every call; the pool kills what takes too long, and so they all come."""
+        pending = set(self._pending.values())
+        limit_s = START_DEADLINE_S + sum(
+            2.0 * len(rows) * pool.deadline_s
+            for index, rows in self._pending
+            if (pool := self.rewards[index].pool) is not None
+        )
+        give_up = time.monotonic() + limit_s
+        while pending:
+            _, pending = concurrent.futures.wait(pending, timeout=_LOG_EVERY_S)
+            if pending and time.monotonic() > give_up:
+                raise RewardError(f"{len(pending)} reward calls did not end in {limit_s:g} s")
+            if pending:
+                names = {self.rewards[i].name for i, _ in self._pending}
+                _LOG.warning("waiting for %d calls of %s", len(pending), ", ".join(sorted(names)))
+
+    def _outcomes(self) -> Iterator[tuple[int, range, Outcome]]:
+        for index, rows in sorted(self._pending, key=lambda key: (key[0], key[1].start)):
+            yield index, rows, self._pending[index, rows].result()
+
+    def _rows_with(self, reward: Reward, row: int) -> range:
+        """The completions that are scored in one call with this one."""
+        if reward.spec.per == "completion":
+            return range(row, row + 1)
+        if reward.spec.per == "step":
+            return range(len(self._texts))
+        begin = row - row % self.group_size
+        return range(begin, begin + self.group_size)
+
+    def _call(self, reward: Reward, rows: range) -> Call:
+        columns = {
+            name: values[rows.start : rows.stop]
+            for name, values in reward.select(self._arguments).items()
+        }
+        return Call(
+            function=reward.path,
+            arguments={**columns, **reward.options},
+            count=len(rows),
+            step=self._step,
+            seed=f"{self._step}/{rows.start}",
+        )
+
+    def _failure(self, reward: Reward, rows: range, outcome: Outcome) -> Failure:
+        own = ("prompts", "completions", "completion_ids")
+        columns = {k: v[rows.start] for k, v in reward.select(self._arguments).items()}
+        return Failure(
+            function=reward.name,
+            kind=outcome.kind,
+            detail=outcome.detail,
+            completions=len(rows),
+            prompt=self._arguments["prompts"][rows.start],
+            completion=self._texts[rows.start] or "",
+            columns={name: value for name, value in columns.items() if name not in own},
+        )
+
+
+def _numbers(values: Sequence[float | None]) -> list[float]:
+    return [np.nan if value is None else value for value in values]
