@@ -12,7 +12,7 @@ from jgrpo.config_schema import suggestion
 from jgrpo.data.tasks import TASKS
 from jgrpo.rewards.functions import REWARDS
 
-FILE_TASKS = ("jsonl", "parquet", "hf", "gsm8k")
+FILE_TASKS = ("jsonl", "parquet", "hf", "gsm8k", "humaneval", "mbpp")
 """Tasks that read `data.path`."""
 
 

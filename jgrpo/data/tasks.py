@@ -13,8 +13,9 @@ import pydantic
 
 from jgrpo.config import ColumnsConfig, DataConfig, RewardFunctionConfig
 from jgrpo.config_schema import suggestion
-from jgrpo.data import arithmetic, chain, countdown, sources
+from jgrpo.data import arithmetic, chain, code_tasks, countdown, sources
 from jgrpo.data.draws import Family, Generated, Source, heldout
+from jgrpo.data.rows import read_dataset, read_jsonl, read_parquet
 from jgrpo.rewards.text import first_number, last_number
 
 Options = TypeVar("Options")
@@ -194,30 +195,50 @@ def _gsm8k(cfg: DataConfig) -> Task:
     _needs_path(cfg)
     _fixed_columns(cfg)
     _options(NoOptions, cfg)
-    reward = RewardFunctionConfig(
-        name="tagged_number", options={"marker": "####", "trailing": "ignore"}
+    task = _from_files(cfg, lambda path: sources.collect(_gsm8k_rows(cfg, path)))
+    return dataclasses.replace(_GSM8K, train=task.train, heldout=task.heldout)
+
+
+def _humaneval(cfg: DataConfig) -> Task:
+    """Functions to complete in Python, from the file of HumanEval (it has no training split)."""
+    _needs_path(cfg)
+    _fixed_columns(cfg)
+    options = _options(code_tasks.HumanEvalOptions, cfg)
+    task = _from_files(
+        cfg, lambda path: sources.collect(code_tasks.parse_humaneval(read_jsonl(path), options))
     )
-    task = _from_files(cfg, lambda path: sources.gsm8k(sources.read_jsonl(path)))
-    return dataclasses.replace(
-        task,
-        rewards=(reward,),
-        format_pattern=sources.GSM8K_PATTERN,
-        read_answer=last_number,
-    )
+    return dataclasses.replace(task, rewards=(RewardFunctionConfig(name="code_tests"),))
+
+
+def _mbpp(cfg: DataConfig) -> Task:
+    """Short programs to write in Python, from the file of MBPP in its official splits."""
+    _needs_path(cfg)
+    _fixed_columns(cfg)
+    options = _options(code_tasks.MbppOptions, cfg)
+    if cfg.heldout_path:
+        message = "has no effect on task 'mbpp'; name a split in data.options.heldout_split"
+        raise ValueError(f"data.heldout_path: {message}")
+    rows = sources.collect(code_tasks.parse_mbpp(read_jsonl(cfg.path), options))
+    train, held = code_tasks.split_mbpp(rows, options)
+    if not train or not held:
+        message = "must hold all of MBPP (the splits go by its task_id)"
+        raise ValueError(f"data.path: {message}, got {len(rows)} rows of {cfg.path!r}")
+    reward = RewardFunctionConfig(name="code_tests")
+    return Task(name=cfg.task, train=train, heldout=held, rewards=(reward,))
 
 
 def _jsonl(cfg: DataConfig) -> Task:
     """Your own prompts, one JSON object a line."""
     _needs_path(cfg)
     _options(NoOptions, cfg)
-    return _from_files(cfg, lambda path: sources.examples(sources.read_jsonl(path), cfg.columns))
+    return _from_files(cfg, lambda path: sources.collect(_jsonl_rows(cfg, path)))
 
 
 def _parquet(cfg: DataConfig) -> Task:
     """Your own prompts in a Parquet file."""
     _needs_path(cfg)
     _options(NoOptions, cfg)
-    return _from_files(cfg, lambda path: sources.examples(sources.read_parquet(path), cfg.columns))
+    return _from_files(cfg, lambda path: sources.collect(_parquet_rows(cfg, path)))
 
 
 def _from_files(cfg: DataConfig, read: Callable[[str], tuple[sources.Example, ...]]) -> Task:
@@ -241,13 +262,91 @@ def _hf(cfg: DataConfig) -> Task:
         message = "has no effect on task 'hf'; name a split in data.options.heldout_split"
         raise ValueError(f"data.heldout_path: {message}")
 
-    def read(split: str) -> tuple[sources.Example, ...]:
-        return sources.examples(sources.read_dataset(cfg.path, split, options.subset), cfg.columns)
-
-    train, held = read(options.split), read(options.heldout_split) if options.heldout_split else ()
-    if not held:
+    train = sources.collect(_hf_rows(cfg, options.split))
+    if not train:
+        raise ValueError(f"data.path: split {options.split!r} of {cfg.path!r} has no rows")
+    if not options.heldout_split:
         train, held = sources.split(train, cfg.path)
+        return Task(name=cfg.task, train=train, heldout=held)
+    held = sources.collect(_hf_rows(cfg, options.heldout_split))
+    if not held:
+        message = f"split {options.heldout_split!r} of {cfg.path!r} has no rows"
+        raise ValueError(f"data.options.heldout_split: {message}")
     return Task(name=cfg.task, train=train, heldout=held)
+
+
+def _gsm8k_rows(cfg: DataConfig, path: str) -> sources.Parsed:
+    return sources.parse_gsm8k(read_jsonl(path))
+
+
+def _jsonl_rows(cfg: DataConfig, path: str) -> sources.Parsed:
+    return sources.parse(read_jsonl(path), cfg.columns)
+
+
+def _parquet_rows(cfg: DataConfig, path: str) -> sources.Parsed:
+    return sources.parse(read_parquet(path), cfg.columns)
+
+
+def _hf_rows(cfg: DataConfig, split: str) -> sources.Parsed:
+    subset = _options(DatasetOptions, cfg).subset
+    return sources.parse(read_dataset(cfg.path, split, subset), cfg.columns)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParsedTask:
+    """A task whose rows are read one by one, bad ones included.
+
+    Attributes:
+      task: the task without its rows.
+      train: rows to learn from.
+      heldout: held-out rows; None where `sources.split` takes them from the others.
+    """
+
+    task: Task
+    train: sources.Parsed
+    heldout: sources.Parsed | None
+
+
+def parse_task(cfg: DataConfig) -> ParsedTask | None:
+    """Opens the data of a config for a look at every row.
+
+    Returns:
+      The rows; None for a task that does not read them one by one.
+    """
+    if cfg.task not in _ROWS:
+        return None
+    _needs_path(cfg)
+    train, held = cfg.path, cfg.heldout_path
+    if cfg.task == "hf":
+        options = _options(DatasetOptions, cfg)
+        train, held = options.split, options.heldout_split
+    read = _ROWS[cfg.task]
+    return ParsedTask(
+        task=_GSM8K if cfg.task == "gsm8k" else Task(name=cfg.task, train=(), heldout=()),
+        train=read(cfg, train),
+        heldout=read(cfg, held) if held else None,
+    )
+
+
+_GSM8K = Task(
+    name="gsm8k",
+    train=(),
+    heldout=(),
+    rewards=(
+        RewardFunctionConfig(
+            name="tagged_number", options={"marker": "####", "trailing": "ignore"}
+        ),
+    ),
+    format_pattern=sources.GSM8K_PATTERN,
+    read_answer=last_number,
+)
+_ROWS: Mapping[str, Callable[[DataConfig, str], sources.Parsed]] = {
+    "gsm8k": _gsm8k_rows,
+    "jsonl": _jsonl_rows,
+    "parquet": _parquet_rows,
+    "hf": _hf_rows,
+}
+"""How the rows of a file, or of a split, are read by the tasks that read them one by one."""
 
 
 TASKS: Mapping[str, Callable[[DataConfig], Task]] = {
@@ -257,6 +356,8 @@ TASKS: Mapping[str, Callable[[DataConfig], Task]] = {
     "addition": _addition,
     "countdown": _countdown,
     "gsm8k": _gsm8k,
+    "humaneval": _humaneval,
+    "mbpp": _mbpp,
     "jsonl": _jsonl,
     "parquet": _parquet,
     "hf": _hf,

@@ -1,13 +1,14 @@
 """Files of examples: fields, errors that name the place, the fixed tenth, GSM8K."""
 
 import gzip
-import importlib.util
 import json
 import re
+import sys
 
 import pytest
 
 from jgrpo.config import ColumnsConfig, DataConfig
+from jgrpo.data.sources import parse
 from jgrpo.data.tasks import load_task
 
 
@@ -148,6 +149,115 @@ def test_every_answer_of_gsm8k_is_a_whole_number(shared):
             assert re.fullmatch(task.format_pattern, example.solution)
 
 
+def test_first_bad_row_says_how_many_more_there_are(tmp_path):
+    rows = [{"prompt": "fine"}, {"promt": 1}, "[", {"prompt": ""}]
+    path = _write(tmp_path / "d.jsonl", rows)
+    with pytest.raises(ValueError, match=re.escape(f"{path}:2: ") + r".*2 more bad rows.*check"):
+        _load(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), True, [1], {"a": 1}])
+def test_answer_that_is_no_text_or_number_is_refused(value):
+    ((place, bad),) = parse([("here", {"prompt": "x", "answer": value})], ColumnsConfig())
+    assert place == "here"
+    assert "field 'answer' must be a text or a number" in bad.message
+
+
+USER = {"role": "user", "content": "hi"}
+TRL_ROWS = {
+    "standard": ({"prompt": "The sky is"}, "The sky is", {}),
+    "conversational": ({"prompt": [USER]}, [USER], {}),
+    "reference columns": (
+        {"prompt": "1+1", "solution": "2", "ground_truth": [2]},
+        "1+1",
+        {"solution": "2", "ground_truth": [2]},
+    ),
+    "prompt-completion": (
+        {"prompt": "The sky is", "completion": " blue.", "completion_ids": [1]},
+        "The sky is",
+        {},
+    ),
+    "preference": (
+        {"prompt": [USER], "chosen": [USER], "rejected": [USER]},
+        [USER],
+        {"chosen": [USER], "rejected": [USER]},
+    ),
+    "unpaired preference": (
+        {"prompt": "x", "completion": "y", "label": True},
+        "x",
+        {"label": True},
+    ),
+    "several messages, the last begun": (
+        {"prompt": [{"role": "system", "content": ""}, USER, {**USER, "role": "assistant"}]},
+        [{"role": "system", "content": ""}, USER, {**USER, "role": "assistant"}],
+        {},
+    ),
+    "content in parts": (
+        {"prompt": [{"role": "user", "content": [{"type": "text", "text": t} for t in "ab"]}]},
+        [{"role": "user", "content": "ab"}],
+        {},
+    ),
+    "keys that Arrow fills with null": (
+        {
+            "prompt": [{**USER, "tool_calls": None, "name": None}],
+            "images": None,
+            "image": None,
+            "tools": [],
+        },
+        [USER],
+        {"images": None, "image": None, "tools": []},
+    ),
+}
+
+
+@pytest.mark.parametrize("form", TRL_ROWS)
+def test_rows_written_for_trl_load_unchanged(form):
+    row, prompt, columns = TRL_ROWS[form]
+    ((_, example),) = parse([("here", row)], ColumnsConfig())
+    assert example.prompt == prompt
+    assert example.columns == columns
+
+
+PICTURE = {"type": "image", "image": "x"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": [{"role": "user", "content": [PICTURE]}]}, r"images.* not supported.*'image'"),
+        ({"prompt": "x", "images": ["a.png"]}, "field 'images': images cannot be part"),
+        ({"prompt": "x", "image": {"path": "a.png"}}, "field 'image': images cannot be part"),
+        ({"prompt": "x", "tools": [{"name": "f"}]}, "field 'tools': .*tools"),
+        ({"prompt": "x", "chat_template_kwargs": {"a": 1}}, "field 'chat_template_kwargs'"),
+        (
+            {"prompt": [USER, {"role": "assistant", "tool_calls": [{}]}]},
+            r"prompt\[1\]': calls of tools .*tool_calls",
+        ),
+        ({"prompt": [{"role": "tool", "content": "4"}]}, "calls of tools .*'tool'"),
+        ({"prompt": [{**USER, "name": "Ann"}]}, r"prompt\[0\].name'.*take 'name' out"),
+        ({"prompt": [{"from": "human", "value": "x"}]}, "ShareGPT"),
+        ({"prompt": [{"role": "user", "content": ""}]}, "must be a text that is not empty"),
+        ({"prompt": [{"role": "user", "content": None}]}, r"content' of a list of messages"),
+        ({"prompt": ["x"]}, "a list of messages"),
+        ({"messages": [USER]}, r"no field 'prompt'.*did you mean one of messages\?"),
+        ({"chosen": "a", "rejected": "b"}, r"no field 'prompt'.*chosen, rejected"),
+        ({"prompt": "x", "prompts": 1}, "name of an argument of reward functions"),
+        ({"prompt": "half \ud83d"}, "half of a character"),
+        ({"prompt": "x", "solution": "\ud83d"}, "field 'solution' .*half of a character"),
+    ],
+)
+def test_rows_that_cannot_be_used_say_why(row, message):
+    ((_, bad),) = parse([("here", row)], ColumnsConfig())
+    assert re.search(message, bad.message), bad.message
+
+
+def test_answer_may_be_read_from_a_column_that_is_otherwise_left_out():
+    columns = ColumnsConfig(answer="completion")
+    ((_, example),) = parse([("here", {"prompt": "x", "completion": "y"})], columns)
+    assert example.answer == "y"
+    assert example.columns == {"completion": "y"}
+
+
 def test_parquet_is_read(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     arrow = pytest.importorskip("pyarrow")
@@ -169,9 +279,39 @@ def test_dataset_is_read_from_a_folder(tmp_path):
         load_task(DataConfig(task="hf", path=str(tmp_path), heldout_path="x"))
 
 
+def test_dataset_saved_to_disk_is_read_with_and_without_splits(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = [{"prompt": [USER, {**USER, "content": f"p{i}"}], "level": i} for i in range(20)]
+    one = datasets.Dataset.from_list(rows)
+    one.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"a": one, "b": one.select(range(2))}).save_to_disk(tmp_path / "two")
+    task = load_task(DataConfig(task="hf", path=f"{tmp_path}/one"))
+    assert len(task.train) + len(task.heldout) == 20
+    assert task.train[0].prompt[0] == USER
+    assert set(task.train[0].columns) == {"level"}
+    options = {"split": "a", "heldout_split": "b"}
+    task = load_task(DataConfig(task="hf", path=f"{tmp_path}/two", options=options))
+    assert (len(task.train), len(task.heldout)) == (20, 2)
+    with pytest.raises(ValueError, match=r"data.options.split: must be one of a, b .*'train'"):
+        load_task(DataConfig(task="hf", path=f"{tmp_path}/two"))
+
+
+def test_dataset_of_pictures_and_a_single_file_are_refused_by_name(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {"prompt": datasets.Value("string"), "photos": datasets.List(datasets.Image())}
+    )
+    rows = {"prompt": ["x"], "photos": [[]]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ValueError, match=r"column 'photos' holds image data"):
+        load_task(DataConfig(task="hf", path=f"{tmp_path}/saved"))
+    path = _write(tmp_path / "d.jsonl", [{"prompt": "x"}])
+    with pytest.raises(ValueError, match=r"is a file; read it with data.task=jsonl"):
+        load_task(DataConfig(task="hf", path=path))
+
+
 @pytest.mark.parametrize(("task", "package"), [("parquet", "pyarrow"), ("hf", "datasets")])
-def test_missing_package_is_named_with_its_extra(tmp_path, task, package):
-    if importlib.util.find_spec(package) is not None:
-        pytest.skip(f"{package} is installed")
+def test_missing_package_is_named_with_its_extra(tmp_path, monkeypatch, task, package):
+    monkeypatch.setitem(sys.modules, package, None)  # what importing a missing package meets
     with pytest.raises(ImportError, match=rf"{package}: pip install 'jgrpo\[hf\]'"):
         load_task(DataConfig(task=task, path=str(tmp_path)))

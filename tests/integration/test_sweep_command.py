@@ -1,0 +1,66 @@
+"""A sweep runs through the command: failures do not stop it, and finished runs are passed over."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from jgrpo import cli
+
+ROOT = Path(__file__).parents[2]
+FILE = """\
+base: {base}
+dir: {folder}/runs
+zip:
+  optim.lr: [1e-4, 3e-4]
+  model.path: [tiny, /nowhere/at/all]
+seeds: [1]
+"""
+BASE = """\
+model: {path: tiny}
+data: {task: chain, num_prompts_per_step: 8, max_prompt_tokens: 16}
+method: {name: grpo, penalty: none, kl_coef: 0}
+rollout: {group_size: 2, max_completion_tokens: 8}
+eval: {num_prompts: 4}
+run: {dir: unused, steps: 1}
+"""
+
+
+def _run(folder: Path) -> subprocess.CompletedProcess[str]:
+    one_device = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    return subprocess.run(
+        [sys.executable, "train.py", "--sweep", str(folder / "sweep.yaml")],
+        cwd=ROOT,
+        env=one_device,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_sweep_runs_records_a_failure_and_passes_over_what_is_finished(tmp_path, capsys):
+    (tmp_path / "base.yaml").write_text(BASE)
+    (tmp_path / "sweep.yaml").write_text(FILE.format(base="base.yaml", folder=tmp_path))
+    done = _run(tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    good, bad = _rows(tmp_path / "runs" / "runs.csv")
+    assert (good["status"], bad["status"]) == ("done", "failed")
+    assert "/nowhere/at/all" in bad["detail"]
+    summary = json.loads((tmp_path / "runs" / good["name"] / "summary.json").read_text())
+    assert float(good["after"]) == summary["eval_after"]["greedy_accuracy"]
+    table = _rows(tmp_path / "runs" / "table.csv")
+    assert [row["optim.lr"] for row in table] == ["0.0001", "0.0003"]
+    assert [row["num_seeds"] for row in table] == ["1", "0"]
+    metrics = tmp_path / "runs" / good["name"] / "metrics.jsonl"
+    before = metrics.stat().st_mtime_ns
+    assert cli.train_main(["--sweep", str(tmp_path / "sweep.yaml"), "--index", "0"]) == 0
+    assert "starting" not in capsys.readouterr().out
+    assert metrics.stat().st_mtime_ns == before
