@@ -1,21 +1,19 @@
-"""A run opened again after training: to evaluate, to generate, to export."""
+"""A run opened again after training: to evaluate and to generate."""
 
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from jgrpo import config_io
+from jgrpo.assembly import Run, assemble
 from jgrpo.checkpoint import Checkpoints
 from jgrpo.collect import texts
 from jgrpo.data.chat import prompt_batch
 from jgrpo.keys import named_key
-from jgrpo.models import hf
 from jgrpo.rollout.sample import Sampling
-from jgrpo.run import Run, assemble
 from jgrpo.types import Example, Message
 
 
@@ -85,29 +83,3 @@ def sample_texts(
     )
     flat = texts(model, rollouts)
     return [flat[i : i + group_size] for i in range(0, len(flat), group_size)]
-
-
-def export(source: Path, step: int | None, to: Path, dtype: str) -> int:
-    """Writes the weights of a run as a directory that `transformers` loads.
-
-    Args:
-      source: the run folder.
-      step: checkpoint; default: the newest.
-      to: directory to write; made if absent.
-      dtype: "float32", "bfloat16" or "float16".
-
-    Returns:
-      The number of steps the written weights have trained.
-    """
-    run, params, _, trained = reopen(source, (), step)
-    eos: Any = list(run.model.eos_ids)
-    generation = {"eos_token_id": eos, "pad_token_id": run.model.pad_id}
-    hf.save(
-        to,
-        run.model.arch,
-        params,
-        dtype=dtype,
-        tokenizer=run.model.tokenizer,
-        generation=generation,
-    )
-    return trained

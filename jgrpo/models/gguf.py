@@ -66,7 +66,10 @@ def _open(path: Path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         import gguf
     except ImportError as error:
         raise ImportError(f"reading {path.name} needs: pip install 'jgrpo[gguf]'") from error
-    reader = gguf.GGUFReader(path)
+    try:
+        reader = gguf.GGUFReader(path)
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"{path}: not a whole GGUF file: {error}") from error
     metadata = {name: field.contents() for name, field in reader.fields.items()}
     return gguf, metadata, {_hf_name(tensor.name): tensor for tensor in reader.tensors}
 

@@ -5,29 +5,34 @@ are numpy arrays here: no device is touched. Where a path comes from is decided 
 """
 
 import json
+import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped
-from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerBase
 
+from jgrpo.files import read_json
 from jgrpo.models.architecture import (
     Architecture,
     axis_sizes,
     from_hf,
     logical_axes,
+    num_params,
     to_hf,
 )
 from jgrpo.models.decoder import Params
 
+MAX_SHARD_BYTES = 2 * 1000**3
+
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_LOG = logging.getLogger(__name__)
 
 
 def load_architecture(directory: Path) -> Architecture:
@@ -39,7 +44,7 @@ def load_architecture(directory: Path) -> Architecture:
     path = directory / "config.json"
     if not path.is_file():
         raise ValueError(f"{directory} is not a Hugging Face model: it has no config.json")
-    return from_hf(json.loads(path.read_text(encoding="utf-8")))
+    return from_hf(read_json(path))
 
 
 def load_params(directory: Path, arch: Architecture, param_dtype: str) -> Params:
@@ -57,7 +62,7 @@ def load_params(directory: Path, arch: Architecture, param_dtype: str) -> Params
       ValueError: naming the tensors that are missing, unexpected or of the wrong shape.
     """
     files = _weight_files(directory)
-    handles = {path: safe_open(path, framework="numpy") for path in sorted(set(files.values()))}
+    handles = {path: _opened(path) for path in sorted(set(files.values()))}
     return assemble(
         arch,
         names=files,
@@ -128,29 +133,44 @@ def save(
     params: Params,
     *,
     dtype: str,
-    max_shard_bytes: int = 5 * 1000**3,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
     tokenizer: PreTrainedTokenizerBase | None = None,
     generation: Mapping[str, Any] | None = None,
+    say: Callable[[str], object] = _LOG.info,
 ) -> None:
     """Writes a directory that transformers, vLLM and SGLang load.
+
+    One tensor at a time is converted and written, so the memory needed beyond the weights is that
+    of the largest tensor, whatever the size of a shard.
 
     Args:
       directory: created if needed; must not hold weights yet.
       arch: becomes config.json, written last: an interrupted save does not load.
       params: numpy or jax arrays.
-      dtype: precision of the written weights.
-      max_shard_bytes: weights beyond this are split over several files.
+      dtype: precision of the written weights: "float32", "bfloat16" or "float16".
+      max_shard_bytes: weights beyond this are split over several files; a tensor is never split.
       tokenizer: saved beside the weights; its special ids enter config.json.
       generation: content of generation_config.json, or None.
+      say: is told of each weight file before it is written.
 
     Raises:
-      ValueError: if the directory holds weights already.
+      ValueError: if the directory holds weights already, the precision is not one of the three,
+        or a weight is not finite in it (named).
+      OSError: if a file cannot be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
     old = sorted(path.name for path in directory.glob("model*.safetensors*"))
     if old:
         raise ValueError(f"{directory} already holds weights ({old[0]}); choose an empty folder")
-    _write_weights(directory, _tensors(arch, params, dtype), max_shard_bytes)
+    shards = plan_shards(arch, dtype, max_shard_bytes)
+    for file, tensors in shards.items():
+        size = sum(_num_bytes(shape, dtype) for shape in tensors.values())
+        say(f"writing {file} ({size / 1e6:,.1f} MB in {dtype})")
+        _write_safetensors(directory / file, arch, params, tensors, dtype)
+    if len(shards) > 1:
+        weight_map = {name: file for file, tensors in shards.items() for name in tensors}
+        metadata = {"total_size": num_bytes(arch, dtype)}
+        _write_json(directory / _INDEX, {"metadata": metadata, "weight_map": weight_map})
     config = {**to_hf(arch), "torch_dtype": jnp.dtype(dtype).name}
     if tokenizer is not None:
         _write_tokenizer(directory, tokenizer)
@@ -162,6 +182,48 @@ def save(
     if generation is not None:
         _write_json(directory / "generation_config.json", generation)
     _write_json(directory / "config.json", config)
+
+
+def num_bytes(arch: Architecture, dtype: str) -> int:
+    """Bytes that `save` writes as weights, file headers left out."""
+    return num_params(arch) * _itemsize(dtype)
+
+
+def plan_shards(
+    arch: Architecture, dtype: str, max_shard_bytes: int
+) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Which tensor goes into which file.
+
+    Args:
+      arch: decides the tensors.
+      dtype: precision of the written weights.
+      max_shard_bytes: a file is closed before it would exceed this; one tensor may.
+
+    Returns:
+      File name -> name and shape of each of its tensors, in the order of `tensor_names`.
+
+    Raises:
+      ValueError: if `max_shard_bytes` is less than 1, or the precision cannot be written.
+    """
+    if max_shard_bytes < 1:
+        raise ValueError(f"max_shard_bytes must be at least 1, got {max_shard_bytes}")
+    shapes = _shapes(arch)
+    shards: list[dict[str, tuple[int, ...]]] = [{}]
+    filled = 0
+    for name, (path, layer) in tensor_names(arch).items():
+        shape = _hf_shape(path[-1], shapes[path] if layer is None else shapes[path][1:])
+        size = _num_bytes(shape, dtype)
+        if shards[-1] and filled + size > max_shard_bytes:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = shape
+        filled += size
+    if len(shards) == 1:
+        return {_SINGLE: shards[0]}
+    return {
+        f"model-{number:05d}-of-{len(shards):05d}.safetensors": tensors
+        for number, tensors in enumerate(shards, start=1)
+    }
 
 
 def tensor_names(arch: Architecture) -> dict[str, tuple[tuple[str, ...], int | None]]:
@@ -181,72 +243,88 @@ def _weight_files(directory: Path) -> dict[str, Path]:
     """Tensor name -> file."""
     index, single = directory / _INDEX, directory / _SINGLE
     if index.is_file():
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = read_json(index)["weight_map"]
         absent = sorted({file for file in weight_map.values() if not (directory / file).is_file()})
         if absent:
             raise ValueError(f"{directory}: {_INDEX} lists files that are absent: {_first(absent)}")
         return {name: directory / file for name, file in weight_map.items()}
     if single.is_file():
-        with safe_open(single, framework="numpy") as handle:
+        with _opened(single) as handle:
             return dict.fromkeys(handle.keys(), single)
     raise ValueError(f"{directory}: no weights; looked for {_SINGLE} and {_INDEX}")
 
 
-def _tensors(
-    arch: Architecture, params: Params, dtype: str
-) -> Iterator[tuple[str, Shaped[np.ndarray, "..."]]]:
-    """Every tensor under its Hugging Face name, in its layout and in the asked precision."""
-    for name, (path, layer) in tensor_names(arch).items():
-        *parents, leaf = path
-        stacked = params["layers"][leaf] if parents else params[leaf]
-        value = np.asarray(stacked if layer is None else stacked[layer]).astype(jnp.dtype(dtype))
-        split = _INPUT_DIMS.get(leaf)
-        if split is not None:
-            value = value.reshape(math.prod(value.shape[:split]), -1).T
-        elif leaf.endswith("bias"):
-            value = value.reshape(-1)
-        yield name, np.ascontiguousarray(value)
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="numpy")
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a whole safetensors file: {error}") from error
 
 
-def _write_weights(
-    directory: Path,
-    tensors: Iterator[tuple[str, Shaped[np.ndarray, "..."]]],
-    max_shard_bytes: int,
+def _write_safetensors(
+    path: Path,
+    arch: Architecture,
+    params: Params,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: str,
 ) -> None:
-    """Writes shards as they fill up, then gives them their final names and the index."""
-    shard: dict[str, np.ndarray] = {}
-    shards: list[list[str]] = []
-    total = shard_bytes = 0
+    """Writes one file: the length of the header, the header, and the tensors one after another."""
+    table = tensor_names(arch)
+    # Other libraries refuse files that do not name a framework's layout.
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        begin, end = end, end + _num_bytes(shape, dtype)
+        header[name] = {"dtype": _CODES[dtype], "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the tensors are aligned
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for name, shape in shapes.items():
+            tensor = _tensor(name, params, *table[name], dtype)
+            assert tensor.shape == shape, f"{name} has shape {tensor.shape}, not {shape}"
+            file.write(tensor.reshape(-1).view(np.uint8).data)
 
-    def flush() -> None:
-        # Other libraries refuse files that do not name a framework's layout.
-        save_file(shard, directory / f"part-{len(shards)}", metadata={"format": "pt"})
-        shards.append(list(shard))
-        shard.clear()
 
-    for name, tensor in tensors:
-        if shard and shard_bytes + tensor.nbytes > max_shard_bytes:
-            flush()
-            shard_bytes = 0
-        shard[name] = tensor
-        shard_bytes += tensor.nbytes
-        total += tensor.nbytes
-    flush()
-    if len(shards) == 1:
-        (directory / "part-0").rename(directory / _SINGLE)
-        return
-    weight_map: dict[str, str] = {}
-    for number, names in enumerate(shards):
-        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-        (directory / f"part-{number}").rename(directory / file)
-        weight_map |= dict.fromkeys(names, file)
-    _write_json(directory / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+def _tensor(
+    name: str, params: Params, path: tuple[str, ...], layer: int | None, dtype: str
+) -> Shaped[np.ndarray, "..."]:
+    """One tensor in the layout of its file and in the asked precision."""
+    *parents, leaf = path
+    stacked = params["layers"][leaf] if parents else params[leaf]
+    exact = np.asarray(stacked if layer is None else stacked[layer])
+    with np.errstate(over="ignore"):
+        value = exact.astype(jnp.dtype(dtype))
+    if not np.isfinite(value).all():
+        if np.isfinite(exact).all():
+            largest = float(np.abs(exact).max())
+            raise ValueError(
+                f"{name}: {largest:.3g} is more than {dtype} can hold; use bfloat16 or float32"
+            )
+        raise ValueError(f"{name}: has weights that are not finite; take an earlier step")
+    split = _INPUT_DIMS.get(leaf)
+    if split is not None:
+        value = value.reshape(math.prod(value.shape[:split]), -1).T
+    elif leaf.endswith("bias"):
+        value = value.reshape(-1)
+    return np.ascontiguousarray(value)
+
+
+def _num_bytes(shape: tuple[int, ...], dtype: str) -> int:
+    return math.prod(shape) * _itemsize(dtype)
+
+
+def _itemsize(dtype: str) -> int:
+    if dtype not in _CODES:
+        raise ValueError(f"dtype: must be one of {', '.join(_CODES)}, got {dtype!r}")
+    return jnp.dtype(dtype).itemsize
 
 
 def _write_tokenizer(directory: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.save_pretrained(str(directory))
     path = directory / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path)
     if config.get("tokenizer_class") == "TokenizersBackend":
         # The name that transformers 4, and with it most servers, knows this class by.
         _write_json(path, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
@@ -285,6 +363,9 @@ def _first(names: list[str]) -> str:
     shown = ", ".join(names[:4]) or "none"
     return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"
 
+
+# Names of the precisions in safetensors files.
+_CODES: Mapping[str, str] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 _TOP: Mapping[str, str] = {
     "embed": "model.embed_tokens.weight",

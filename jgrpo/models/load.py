@@ -1,7 +1,6 @@
 """A model from a name: the embedded one, a Hugging Face directory or id, or a GGUF file."""
 
 import dataclasses
-import json
 import re
 from importlib import resources
 from pathlib import Path
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from jgrpo.files import read_json
 from jgrpo.models import gguf, hf
 from jgrpo.models.architecture import Architecture, from_hf
 from jgrpo.models.decoder import GraphDef, Params, build
@@ -69,7 +69,7 @@ def load(
         tokenizer = _load_tokenizer(source)
         generation_file = source / "generation_config.json"
         if generation_file.is_file():
-            generation = json.loads(generation_file.read_text(encoding="utf-8"))
+            generation = read_json(generation_file)
         params = hf.load_params(source, arch, param_dtype) if init == "weights" else {}
     if len(tokenizer) > arch.vocab_size:
         raise ValueError(
@@ -102,9 +102,22 @@ def architecture(path: str) -> Architecture:
     """
     known = _ASSETS / "architectures" / f"{path.replace('/', '--')}.json"
     if known.is_file() and not Path(path).expanduser().exists():
-        return from_hf(json.loads(known.read_text(encoding="utf-8")))
+        return from_hf(read_json(known))
     source = _locate(path)
     return gguf.architecture(source) if source.suffix == ".gguf" else hf.load_architecture(source)
+
+
+def tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer alone; of a Hugging Face directory no weights are read.
+
+    Args:
+      path: as for `load`.
+
+    Raises:
+      ValueError: as `load` does.
+    """
+    source = _locate(path)
+    return load(path).tokenizer if source.suffix == ".gguf" else _load_tokenizer(source)
 
 
 def _locate(path: str) -> Path:
