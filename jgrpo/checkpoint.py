@@ -7,12 +7,12 @@ manifest is one whose save did not finish; it is ignored. What goes into the sta
 here, nor is the format of exported models.
 """
 
-import concurrent.futures
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -24,6 +24,7 @@ from jgrpo.files import sha256, sync_folder, write_atomically
 from jgrpo.types import TrainState
 
 _MANIFEST = "manifest.json"
+_LOG_EVERY_S = 30.0
 _LOG = logging.getLogger(__name__)
 _State = TypeVar("_State")
 _Leaf: TypeAlias = jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic
@@ -32,12 +33,16 @@ _Leaf: TypeAlias = jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic
 class Checkpoints:
     """The checkpoints of one run. Every process of a multi-host run makes and calls one alike."""
 
-    def __init__(self, run_dir: Path, keep: int) -> None:
+    def __init__(
+        self, run_dir: Path, keep: int, *, keep_best: int = 0, deadline_s: float = 1800.0
+    ) -> None:
         """Nothing is read or written yet.
 
         Args:
           run_dir: the run folder, on storage that all processes share.
           keep: how many of the newest checkpoints stay on disk, at least 1.
+          keep_best: how many of the best stay besides, by the scores given to `save`.
+          deadline_s: seconds that a save may take.
 
         Raises:
           ValueError: if `keep` is less than 1.
@@ -46,9 +51,11 @@ class Checkpoints:
             raise ValueError(f"keep must be at least 1, got {keep}")
         self._folder = run_dir.resolve() / "checkpoints"
         self._keep = keep
+        self._keep_best = keep_best
+        self._deadline_s = deadline_s
         self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
-        self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
-        self._pending: concurrent.futures.Future[None] | None = None
+        self._pending: _Save | None = None
+        self._stuck = False
         self._current: int | None = None
 
     def steps(self) -> list[int]:
@@ -62,7 +69,7 @@ class Checkpoints:
         """The newest step with a finished checkpoint, not verified; None if there is none."""
         return max(self.steps(), default=None)
 
-    def save(self, state: TrainState) -> None:
+    def save(self, state: TrainState, scores: Mapping[int, float] | None = None) -> None:
         """Saves the state under its step, in the background, after the save before has finished.
 
         On return the state has been copied and may be donated. The step that was saved or
@@ -70,6 +77,8 @@ class Checkpoints:
 
         Args:
           state: every leaf an array of nonzero size.
+          scores: score of every step that has been evaluated, higher is better; `keep_best` goes
+            by it.
 
         Raises:
           OSError: if the save before, or the start of this one, failed (disk full, read-only).
@@ -85,25 +94,40 @@ class Checkpoints:
         leaves = _named_leaves(state)
         self._orbax.save(self._folder / str(step), args=ocp.args.PyTreeSave(leaves))
         shapes = {name: _describe(leaf) for name, leaf in leaves.items()}
-        self._pending = self._thread.submit(self._finish, step, shapes)
+        self._pending = _Save(lambda: self._finish(step, shapes, dict(scores or {})))
+        self._pending.start()
 
     def wait(self) -> None:
         """Returns when the save in progress has finished, its manifest included.
 
         Raises:
-          OSError: if that save failed; the checkpoints before it are intact.
+          OSError: if that save failed or missed its deadline; the checkpoints before are intact.
         """
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            pending.result()
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        waited_s = 0.0
+        while waited_s < self._deadline_s and pending.is_alive():
+            pending.join(min(_LOG_EVERY_S, self._deadline_s - waited_s))
+            waited_s += _LOG_EVERY_S
+            if pending.is_alive():
+                _LOG.warning("still waiting for the checkpoint in %s", self._folder)
+        if pending.is_alive():
+            self._stuck = True
+            raise TimeoutError(
+                f"{self._folder}: a save has not finished within {self._deadline_s:g} s "
+                "(checkpoint.deadline_s); the checkpoints before it are intact"
+            )
+        if pending.error is not None:
+            raise pending.error
 
     def close(self) -> None:
-        """Waits as `wait` does, raising as it does, and ends the background thread."""
+        """Waits as `wait` does, raising as it does, and frees what the saves used."""
         try:
             self.wait()
         finally:
-            self._thread.shutdown()
-            self._orbax.close()
+            if not self._stuck:
+                self._orbax.close()
 
     def restore(self, like: _State, step: int) -> _State:
         """Loads the checkpoint of one step after verifying every byte of it.
@@ -162,18 +186,23 @@ class Checkpoints:
         self._current = step
         return jax.tree.unflatten(jax.tree.structure(like), [loaded[name] for name in target])
 
-    def _finish(self, step: int, leaves: Mapping[str, Any]) -> None:
+    def _finish(self, step: int, leaves: Mapping[str, Any], scores: Mapping[int, float]) -> None:
         try:
             self._orbax.wait_until_finished()
         except ValueError as error:  # so tensorstore reports a write that failed
             raise OSError(f"{self._folder / str(step)}: was not saved: {error}") from error
         if jax.process_index() == 0:
             _write_manifest(self._folder / str(step), step, leaves)
-            # Steps above the one just saved are damaged ones that a restore has passed over.
-            kept = [other for other in self.steps() if other <= step][-self._keep :]
-            for other in set(self.steps()) - set(kept):
+            for other in set(self.steps()) - self._kept(step, scores):
                 _remove(self._folder / str(other))
         self._current = step
+
+    def _kept(self, step: int, scores: Mapping[int, float]) -> set[int]:
+        """The newest and the best; steps above the one just saved are damaged, passed-over ones."""
+        steps = [other for other in self.steps() if other <= step]
+        scored = [other for other in steps if other in scores]
+        best = sorted(scored, key=lambda other: (-scores[other], other))[: self._keep_best]
+        return {*steps[-self._keep :], *best}
 
     def _remove_unfinished(self) -> None:
         """Frees the space of saves that were killed; safe because no save is in progress."""
@@ -181,6 +210,21 @@ class Checkpoints:
             unfinished = _is_step(path.name) and not (path / _MANIFEST).is_file()
             if unfinished or ".orbax-checkpoint-tmp" in path.name:
                 _remove(path)
+
+
+class _Save(threading.Thread):
+    """A save in the background. A daemon, so that one that hangs does not keep the process."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        super().__init__(name="checkpoint", daemon=True)
+        self.error: Exception | None = None
+        self._work = work
+
+    def run(self) -> None:
+        try:
+            self._work()
+        except Exception as error:  # Raised again in the thread that waits.
+            self.error = error
 
 
 def verify(folder: Path) -> dict[str, Any]:
@@ -212,6 +256,33 @@ def verify(folder: Path) -> dict[str, Any]:
     if foreign := sorted(present - set(manifest["files"])):
         raise ValueError(f"{folder / foreign[0]}: does not belong to the checkpoint")
     return manifest
+
+
+def verify_all(run_dir: Path) -> dict[int, str]:
+    """Checks every checkpoint of a run, every byte of it.
+
+    Args:
+      run_dir: the run folder.
+
+    Returns:
+      By step, ascending: what is wrong with it, or "" if it is good.
+
+    Raises:
+      ValueError: if the run has no checkpoints.
+    """
+    folder = run_dir / "checkpoints"
+    paths = [path for path in folder.iterdir() if _is_step(path.name)] if folder.is_dir() else []
+    if not paths:
+        raise ValueError(f"{folder}: no checkpoint; is {run_dir} a run folder?")
+    found = {}
+    for path in sorted(paths, key=lambda path: int(path.name)):
+        try:
+            verify(path)
+        except (ValueError, OSError) as error:
+            found[int(path.name)] = str(error)
+        else:
+            found[int(path.name)] = ""
+    return found
 
 
 def _write_manifest(folder: Path, step: int, leaves: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ the user end in one message and exit code 2, without a traceback.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -17,6 +18,8 @@ from rich.table import Table
 
 from jgrpo import config_io
 from jgrpo.config import Config
+from jgrpo.rewards.calls import RewardError
+from jgrpo.stopping import EXIT_CODES, Stopped
 
 # transformers is here for tokenizers and configs; that it finds no torch is as it should be.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -30,9 +33,14 @@ def train_main(argv: Sequence[str] | None = None) -> int:
         prog="train.py",
         description="Trains as a config says; the same command on the same run.dir continues.",
     )
-    parser.add_argument("config", help="a YAML file, such as configs/quickstart.yaml")
+    parser.add_argument(
+        "config", nargs="?", help="a YAML file, such as configs/quickstart.yaml; none with --sweep"
+    )
     parser.add_argument("override", nargs="*", help=_OVERRIDES)
+    parser.add_argument("--sweep", metavar="FILE", help="run every config of a sweep file")
+    parser.add_argument("--index", type=int, help="of a sweep, run this one only (from 0)")
     shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--plan", action="store_true", help="print the runs of a sweep, and stop")
     shown.add_argument("--check", action="store_true", help="validate, print the plan, and stop")
     shown.add_argument("--print", action="store_true", help="print the resolved YAML, and stop")
     parser.add_argument(
@@ -41,7 +49,14 @@ def train_main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--force", action="store_true", help="continue a run although its config has changed"
     )
-    return _guarded(_train, parser.parse_intermixed_args(argv))
+    args = parser.parse_intermixed_args(argv)
+    if args.sweep is None and args.config is None:
+        parser.error("name a config, or a sweep file with --sweep")
+    if args.sweep is None and (args.plan or args.index is not None):
+        parser.error("--plan and --index are for --sweep FILE")
+    if args.sweep is not None and (args.check or args.print or args.force or args.devices):
+        parser.error("--sweep goes with --index and --plan only")
+    return _guarded(_train if args.sweep is None else _sweep, args)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,6 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add.add_argument("--step", type=int, help="checkpoint to export (default: the newest)")
     add.add_argument("--to", required=True, help="directory to write")
     add.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    add.add_argument(
+        "--max-shard-size", default="2GB", help="split weights beyond this (default: 2GB)"
+    )
+    add.add_argument("--force", action="store_true", help="replace what lies in the directory")
     add.set_defaults(call=_export)
 
     add = commands.add_parser("methods", help="list the methods, or describe one")
@@ -76,12 +95,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     add.add_argument("--json", action="store_true", help="print as JSON")
     add.set_defaults(call=_methods)
 
-    add = commands.add_parser("data", help="list tasks and rewards, or show a config's prompts")
+    add = commands.add_parser(
+        "data",
+        help="list tasks and rewards, or show or check a config's prompts",
+        usage="jgrpo data [check] [CONFIG] [key=value ...] [--rewards] [-n N] [--json]",
+    )
     add.add_argument("config", nargs="?", help="show prompts of this config's task")
     add.add_argument("override", nargs="*", help=_OVERRIDES)
     add.add_argument("--rewards", action="store_true", help="list the built-in rewards")
     add.add_argument("-n", type=int, default=4, help="prompts to show")
+    add.add_argument("--json", action="store_true", help="print what `check` finds as JSON")
     add.set_defaults(call=_data)
+
+    add = commands.add_parser("checkpoint", help="verify every byte of a run's checkpoints")
+    add.add_argument("action", choices=("verify",))
+    add.add_argument("run", help="a run folder")
+    add.set_defaults(call=_checkpoint)
 
     # argparse does not mix options and several positionals in subcommands; settings may stand last.
     args, rest = parser.parse_known_args(argv)
@@ -90,6 +119,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
     if rest:
         args.override = [*args.override, *rest]
+    if args.command == "data" and args.config == "check":
+        if not args.override:
+            parser.error("data check: name a config")
+        args.config, args.override, args.call = args.override[0], args.override[1:], _data_check
     return _guarded(args.call, args)
 
 
@@ -99,16 +132,18 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--step", type=int, help="checkpoint of the run (default: the newest)")
 
 
-def _guarded(call: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
+def _guarded(call: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int:
+    """Calls a command; one that returns no exit code has succeeded."""
     try:
-        call(args)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+        return call(args) or 0
+    except (ValueError, OSError, ImportError, FloatingPointError, RewardError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return EXIT_CODES[stopped.signal]
     except KeyboardInterrupt:
-        print("interrupted; the same command continues from the newest checkpoint", file=sys.stderr)
-        return 130
-    return 0
+        return EXIT_CODES["SIGINT"]
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -121,6 +156,15 @@ def _train(args: argparse.Namespace) -> None:
         from jgrpo.run import train
 
         _report(cfg, args, train(cfg, force=args.force))
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from jgrpo.sweep import run_sweep
+
+    # The first word stands where a config does otherwise.
+    words = [] if args.config is None else [args.config, *args.override]
+    show = "plan" if args.plan else "run"
+    return run_sweep(args.sweep, words, index=args.index, show=show)
 
 
 def _check(cfg: Config, devices: int | None) -> None:
@@ -153,7 +197,8 @@ def _eval(args: argparse.Namespace) -> None:
     from jgrpo.reopen import reopen
 
     run, params, key, _ = reopen(Path(args.source), args.override, args.step)
-    report = run.evaluator.evaluate(params, key)
+    with contextlib.closing(run):
+        report = run.evaluator.evaluate(params, key)
     if args.json:
         print(json.dumps(report.to_json()))
         return
@@ -175,9 +220,10 @@ def _generate(args: argparse.Namespace) -> None:
         if args.prompt
         else [task.heldout[i].prompt for i in range(min(args.n, len(task.heldout)))]
     )
-    groups = sample_texts(
-        run, params, key, prompts, group_size=args.g, temperature=args.temperature
-    )
+    with contextlib.closing(run):
+        groups = sample_texts(
+            run, params, key, prompts, group_size=args.g, temperature=args.temperature
+        )
     for prompt, group in zip(prompts, groups, strict=True):
         shown = prompt if isinstance(prompt, str) else prompt[-1]["content"]
         for completion in group:
@@ -185,10 +231,21 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from jgrpo.reopen import export
+    from jgrpo.export import export, parse_bytes
 
-    step = export(Path(args.run), args.step, Path(args.to), args.dtype)
-    print(f"wrote the weights of step {step} to {args.to}")
+    try:
+        max_shard_bytes = parse_bytes(args.max_shard_size)
+    except ValueError as error:
+        raise ValueError(f"--max-shard-size: {error}") from error
+    export(
+        Path(args.run),
+        Path(args.to),
+        step=args.step,
+        dtype=args.dtype,
+        max_shard_bytes=max_shard_bytes,
+        force=args.force,
+        say=print,
+    )
 
 
 def _methods(args: argparse.Namespace) -> None:
@@ -230,3 +287,29 @@ def _data(args: argparse.Namespace) -> None:
         example = task.train[i]
         shown = example.prompt if isinstance(example.prompt, str) else list(example.prompt)
         print(json.dumps({"prompt": shown, "answer": example.answer, "solution": example.solution}))
+
+
+def _checkpoint(args: argparse.Namespace) -> int:
+    from jgrpo.checkpoint import verify_all
+
+    found = verify_all(Path(args.run))
+    for step, fault in found.items():
+        print(f"step {step}: {fault or 'good'}")
+    return int(any(found.values()))
+
+
+def _data_check(args: argparse.Namespace) -> int:
+    from jgrpo.data.check import SHOWN, check
+    from jgrpo.models.load import tokenizer
+
+    cfg = config_io.load(args.config, args.override)
+    report = check(cfg, tokenizer(cfg.model.path))
+    if args.json:
+        print(json.dumps(report.to_json()))
+    else:
+        for finding in report.findings[:SHOWN]:
+            print(finding)
+        if len(report.findings) > SHOWN:
+            print(f"... and {len(report.findings) - SHOWN:,} more (--json lists all)")
+        print(report.summary())
+    return 2 if report.errors else 0

@@ -104,6 +104,12 @@ class RewardFunctionConfig:
     """Factor in the sum of rewards."""
     options: Options = dataclasses.field(default_factory=dict)
     """Further keyword arguments of the function."""
+    per: Literal["completion", "group", "step"] = "completion"
+    """How many completions one call of an isolated reward gets; `group` lets it compare them."""
+    on_failure: Literal["mask", "value", "group"] = "mask"
+    """If it fails: leave the completion out of training, take a value, leave its group out."""
+    failure_value: float = 0.0
+    """What a completion gets with `on_failure: value`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,9 +119,13 @@ class RewardConfig:
     functions: tuple[RewardFunctionConfig, ...] = ()
     """Rewards, summed with their weights; empty: the task's own."""
     deadline_s: Annotated[float, Gt(0.0)] = 10.0
-    """Seconds that an isolated reward worker may spend on one completion."""
+    """Seconds that an isolated reward may spend on one completion; then it is killed."""
     workers: PositiveInt = 2
-    """Worker processes for rewards that run isolated."""
+    """Worker processes, shared by all rewards that run isolated."""
+    memory_mb: NonNegativeInt = 4096
+    """MiB that a worker may use beyond what its imports took (Linux); 0: no limit."""
+    max_failure_rate: Fraction = 0.2
+    """Share of failures among its last 200 completions above which a reward stops the run."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,6 +158,18 @@ class OptimConfig:
     """Completions a device holds activations of at once; 0: all. Saves memory, changes nothing."""
     logp_chunk_tokens: PositiveInt = 4096
     """Tokens whose logits exist at once in the LM head."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DivergenceConfig:
+    """What happens when updates are not finite; each such update is skipped and counted."""
+
+    max_skipped_in_row: PositiveInt = 5
+    """Steps in a row with a skipped update after which the run counts as diverged."""
+    then: Literal["stop", "roll_back"] = "stop"
+    """An error, or the newest checkpoint again, with the prompts that come next."""
+    max_roll_backs: PositiveInt = 3
+    """Times that a run rolls back before it stops."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -184,6 +206,12 @@ class CheckpointConfig:
     """Steps between checkpoints; 0: only after the last step."""
     keep: PositiveInt = 2
     """Newest checkpoints that stay on disk."""
+    keep_best: NonNegativeInt = 0
+    """Checkpoints that stay besides because their evaluation was best; needs `eval.every`."""
+    best_metric: str = "eval/greedy_accuracy"
+    """The metric of the evaluation that `keep_best` goes by; higher is better."""
+    deadline_s: Annotated[float, Gt(0.0)] = 1800.0
+    """Seconds that a save may take before the run stops with an error."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -210,6 +238,8 @@ class RunConfig:
     """Steps in all (one rollout phase and its updates each)."""
     seed: NonNegativeInt = 0
     """Root of all randomness of the run: sampling, prompt order, fresh weights."""
+    grace_s: Annotated[float, Gt(0.0)] = 25.0
+    """Seconds between SIGTERM (or Ctrl-C) and the end of the process; it saves in that time."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -223,6 +253,7 @@ class Config:
     rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
     reward: RewardConfig = dataclasses.field(default_factory=RewardConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    divergence: DivergenceConfig = dataclasses.field(default_factory=DivergenceConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)

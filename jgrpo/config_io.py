@@ -76,17 +76,19 @@ def dump(cfg: Config) -> str:
     return config_yaml.write(_plain(cfg))
 
 
-def diff(a: Config, b: Config) -> list[str]:
-    """Returns the dotted keys whose values differ, in the order of the schema.
+def diff(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
+    """Returns the values that differ by dotted key, in the order of the schema.
+
+    A key that one config lacks has the value None there.
 
     Example:
       >>> from jgrpo.config import DataConfig, ModelConfig, RunConfig
       >>> cfg = Config(model=ModelConfig(path="tiny"), data=DataConfig(task="chain"),
       ...              run=RunConfig(dir="runs/a", steps=1))
       >>> diff(cfg, dataclasses.replace(cfg, run=RunConfig(dir="runs/b", steps=1, seed=2)))
-      ['run.dir', 'run.seed']
+      {'run.dir': ('runs/a', 'runs/b'), 'run.seed': (0, 2)}
     """
-    return [".".join(key) for key in _differences(_plain(a), _plain(b), ())]
+    return {".".join(key): values for key, values in _differences(_plain(a), _plain(b), ())}
 
 
 # Reading and merging
@@ -367,7 +369,7 @@ def _leaves(value: Any, key: KeyPath) -> list[tuple[KeyPath, Any]]:
     return [(key, value)]
 
 
-def _differences(a: Any, b: Any, key: KeyPath) -> list[KeyPath]:
+def _differences(a: Any, b: Any, key: KeyPath) -> list[tuple[KeyPath, tuple[Any, Any]]]:
     if isinstance(a, dict) and isinstance(b, dict):
         names = [*a, *(name for name in b if name not in a)]
         # A sentinel that equals nothing: a key that one side lacks differs, even from null.
@@ -376,7 +378,9 @@ def _differences(a: Any, b: Any, key: KeyPath) -> list[KeyPath]:
             for name in names
             for found in _differences(a.get(name, _ABSENT), b.get(name, _ABSENT), (*key, name))
         ]
-    return [] if type(a) is type(b) and a == b else [key]
+    if type(a) is type(b) and a == b:
+        return []
+    return [(key, (None if a is _ABSENT else a, None if b is _ABSENT else b))]
 
 
 _ABSENT = object()

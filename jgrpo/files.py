@@ -3,9 +3,12 @@
 Used for everything a run leaves behind. Nothing here knows what the files hold.
 """
 
+import contextlib
 import hashlib
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -16,15 +19,34 @@ def write_atomically(path: Path, text: str) -> None:
       text: the new content, written as UTF-8.
 
     Raises:
-      OSError: if the disk is full or the folder is read-only; the old file is then intact.
+      OSError: naming the file, if the disk is full or the folder is read-only; the old file is
+        then intact.
     """
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    sync_folder(path.parent)
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise type(error)(error.errno, f"not written: {error.strerror}", str(path)) from error
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+      ValueError: naming the file, if it is not JSON in UTF-8.
+      OSError: if it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: is not JSON: {error}") from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,8 +1,14 @@
-"""The run folder: whose it is, what it was started with, and its summary."""
+"""The run folder: who writes it, what it was started with, and its summary."""
 
+import contextlib
+import fcntl
+import hashlib
 import importlib.metadata
 import json
+import os
+import socket
 import subprocess
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +18,59 @@ from jgrpo import config_io
 from jgrpo.config import Config
 from jgrpo.files import write_atomically
 
-_MAY_CHANGE = ("log", "eval", "checkpoint", "run.steps", "run.dir")
+_MAY_CHANGE = ("log", "eval", "checkpoint", "run.steps", "run.dir", "run.grace_s")
 _VERSIONS = ("jgrpo", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
+_WHOLE_BYTES = 64 * 2**20
+_EDGE_BYTES = 2**20
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes the folder and holds it for this process; the kernel frees it however the process ends.
+
+    Raises:
+      BlockingIOError: if another process holds it; names its host and pid.
+      OSError: if the folder cannot be made or written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "run.lock"
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            raise BlockingIOError(
+                f"{folder} is in use by {owner} (run.lock); stop that run, or choose another "
+                "run.dir"
+            ) from error
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
 
 
 def claim(folder: Path, cfg: Config, *, force: bool) -> None:
-    """Makes the folder and writes what the run is, or checks that the folder is this run's.
+    """Writes what the run is, or checks that the folder is this run's.
 
-    `config.yaml` is the resolved config; `environment.json` holds versions, commit and devices.
+    `config.yaml` is the resolved config; `environment.json` holds versions, commit and devices;
+    `inputs.json` a fingerprint of every local file of model and data.
 
     Args:
-      folder: the run folder.
+      folder: the run folder; it exists.
       cfg: the config of this start.
-      force: go on although the config has changed.
+      force: go on although config, model or data have changed.
 
     Raises:
-      ValueError: if the folder was started with a config that differs in what a result depends
-        on; names the keys.
+      ValueError: if the folder was started with a config, a model or data that differ in what a
+        result depends on; names each, with the old and the new value.
     """
-    path = folder / "config.yaml"
-    if path.exists() and not force:
-        changed = config_io.diff(config_io.load(path), cfg)
-        changed = [key for key in changed if not key.startswith(_MAY_CHANGE)]
-        if changed:
-            raise ValueError(
-                f"{folder} holds a run with another config; different: {', '.join(changed)}. "
-                "Start in another run.dir, set these back, or pass --force to go on regardless."
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, config_io.dump(cfg))
+    inputs = _fingerprints(cfg)
+    if not force:
+        _same_config(folder, cfg)
+        _same_inputs(folder, inputs)
+    write_atomically(folder / "config.yaml", config_io.dump(cfg))
+    write_atomically(folder / "inputs.json", json.dumps(inputs, indent=1) + "\n")
     facts = {name: importlib.metadata.version(name) for name in _VERSIONS}
     facts |= {"commit": _commit(), "devices": [str(device) for device in jax.devices()]}
     write_atomically(folder / "environment.json", json.dumps(facts, indent=1) + "\n")
@@ -55,6 +85,69 @@ def read_summary(folder: Path) -> dict[str, Any]:
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """Writes `summary.json`, all of it or nothing."""
     write_atomically(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+
+
+def _same_config(folder: Path, cfg: Config) -> None:
+    path = folder / "config.yaml"
+    if not path.exists():
+        return
+    changed = [
+        f"{key}: was {old!r}, is {new!r}"
+        for key, (old, new) in config_io.diff(config_io.load(path), cfg).items()
+        if not key.startswith(_MAY_CHANGE)
+    ]
+    if changed:
+        raise ValueError(
+            f"{folder} holds a run with another config:\n  " + "\n  ".join(changed) + "\nStart in "
+            "another run.dir, set these back, or pass --force to go on regardless."
+        )
+
+
+def _same_inputs(folder: Path, inputs: Mapping[str, str]) -> None:
+    path = folder / "inputs.json"
+    if not path.exists():
+        return
+    before = json.loads(path.read_text())
+    changed = [
+        f"{name} {_how(name in before, name in inputs)}"
+        for name in sorted(before.keys() | inputs.keys())
+        if before.get(name) != inputs.get(name)
+    ]
+    if changed:
+        raise ValueError(
+            f"{folder} holds a run with other model or data files:\n  "
+            + "\n  ".join(changed)
+            + "\nPut these back, start in another run.dir, or pass --force to go on regardless."
+        )
+
+
+def _how(was: bool, is_there: bool) -> str:
+    return "has changed" if was and is_there else "is gone" if was else "is new"
+
+
+def _fingerprints(cfg: Config) -> dict[str, str]:
+    """SHA-256 by file of what the config reads from disk; of large files, size and both ends."""
+    found = {}
+    for setting in (cfg.model.path, cfg.data.path, cfg.data.heldout_path):
+        root = Path(setting).expanduser()
+        if not setting or not root.exists():
+            continue  # the embedded model, a hub id, or a task that makes its own problems
+        paths = sorted(root.rglob("*")) if root.is_dir() else [root]
+        found |= {str(path): _fingerprint(path) for path in paths if path.is_file()}
+    return found
+
+
+def _fingerprint(path: Path) -> str:
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        if size <= _WHOLE_BYTES:
+            digest.update(file.read())
+        else:
+            digest.update(file.read(_EDGE_BYTES))
+            file.seek(-_EDGE_BYTES, os.SEEK_END)
+            digest.update(file.read())
+    return digest.hexdigest()
 
 
 def _commit() -> str | None:

@@ -1,26 +1,22 @@
-"""The metrics of a run: the one table of their names, and the files they and the samples go to.
+"""The metrics of a run: the one table of their names.
 
 `METRICS` gives each metric's unit, meaning and, where TRL has one, TRL's name. A name with a part
 in angle brackets is a pattern: `reward/<function>/mean`, `eval/pass@<k>`. Logging a name that is
 not in the table raises. Wall-clock metrics end in `_s` or contain `tok_s`; all others are equal in
-two runs of one config on one machine. Metrics are computed elsewhere; trackers are in `loggers.py`.
+two runs of one config on one machine. Metrics are computed in `observe.py` and written by
+`run_files.py`; trackers are in `loggers.py`.
 """
 
 import dataclasses
 import difflib
 import functools
-import json
 import math
-import os
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, TextIO, TypeAlias
+from collections.abc import Mapping
+from typing import TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Int
 
-from jgrpo.files import sync_folder, write_atomically
 from jgrpo.types import AnyArray
 
 Number: TypeAlias = float | int | np.generic | AnyArray
@@ -41,39 +37,6 @@ class Metric:
     meaning: str
     trl: str | None = None
     label: str = ""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sample:
-    """One completion as it is written to `samples/`.
-
-    Attributes:
-      step: the step that drew it.
-      prompt_index: number of the prompt in the run's order (`Prompts.uid`).
-      group_index: place in its group, from 0.
-      prompt_ids: the prompt's token ids, without padding.
-      completion_ids: the completion's token ids, without padding, EOS included.
-      prompt: the prompt as text.
-      completion: the completion as text.
-      logp: log-prob (nats) at which the sampler drew each token of the completion.
-      rewards: reward by function name, before weighting; None if the function gave none.
-      reward: weighted sum of the rewards.
-      advantage: advantage of the completion; None if the step trained without it.
-      finished: whether the completion ended itself.
-    """
-
-    step: int
-    prompt_index: int
-    group_index: int
-    prompt_ids: Int[np.ndarray, " Lp"]
-    completion_ids: Int[np.ndarray, " T"]
-    prompt: str
-    completion: str
-    logp: Float[np.ndarray, " T"]
-    rewards: Mapping[str, float | None]
-    reward: float
-    advantage: float | None
-    finished: bool
 
 
 def metric(name: str) -> Metric:
@@ -132,109 +95,6 @@ def metrics_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-class MetricsFile:
-    """`metrics.jsonl` of a run: one JSON object a step, `step` first, then the metrics sorted.
-
-    Floats are written as the shortest decimal that reads back as the same float32, so equal runs
-    give equal bytes; a number that is not finite is written as null. Each line is on the disk
-    when `write` returns.
-    """
-
-    def __init__(self, run_dir: Path) -> None:
-        self._path = run_dir / "metrics.jsonl"
-        self._file: TextIO | None = None
-        self._last_step = -1
-
-    def truncate_after(self, finished_steps: int) -> None:
-        """Drops what a stopped run wrote beyond the state it is resumed from.
-
-        Must be called before the first `write` if the file may exist. The change is atomic.
-
-        Args:
-          finished_steps: number of finished steps of that state; lines of later steps, and a
-            last line that was cut off while it was written, are dropped. 0 drops all.
-
-        Raises:
-          ValueError: if a line other than the last is not one of ours; names file and line.
-        """
-        self.close()
-        kept: list[str] = []
-        lines = self._path.read_bytes().split(b"\n") if self._path.exists() else []
-        for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is torn
-            step = _step_of(line)
-            if step is None:
-                raise ValueError(
-                    f"{self._path}:{number}: expected a JSON object with an integer 'step', got "
-                    f"{line[:60]!r}; repair or remove the line, or choose another run.dir"
-                )
-            if step < finished_steps:
-                kept.append(line.decode())
-                self._last_step = step
-        if lines:
-            write_atomically(self._path, "".join(line + "\n" for line in kept))
-        if not kept:
-            self._last_step = -1
-
-    def write(self, step: int, metrics: Mapping[str, Number]) -> None:
-        """Appends the line of a step and waits until the disk has it.
-
-        Args:
-          step: number of the step, from 0.
-          metrics: scalars by name; every name must have a row in `METRICS`.
-
-        Raises:
-          ValueError: for a name without a row, a value that is not a scalar, or a step that does
-            not come after the last one written.
-        """
-        if step <= self._last_step:
-            raise ValueError(
-                f"step {step} comes after step {self._last_step} in {self._path}; steps must rise "
-                "(call truncate_after when a run is resumed)"
-            )
-        line = json.dumps({"step": step} | plain_metrics(metrics), allow_nan=False)
-        if self._file is None:
-            if not self._path.exists():
-                self._path.touch()
-                sync_folder(self._path.parent)
-            self._file = self._path.open("a", encoding="utf-8", newline="\n")
-        self._file.write(line + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._last_step = step
-
-    def close(self) -> None:
-        """Closes the file; a later `write` opens it again."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-
-class SamplesWriter:
-    """`samples/step_000012.jsonl` of a run: one object a completion, one file a step.
-
-    A file is whole or absent. Floats are written as in `MetricsFile`.
-    """
-
-    def __init__(self, run_dir: Path) -> None:
-        self._folder = run_dir / "samples"
-
-    def write(self, step: int, samples: Sequence[Sample]) -> Path:
-        """Writes the samples of a step, in place of those that a stopped run may have left.
-
-        Args:
-          step: number of the step, from 0.
-          samples: one record a completion, in the order to be written.
-
-        Returns:
-          The file written.
-        """
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"step_{step:06d}.jsonl"
-        rows = (json.dumps(_plain_sample(sample), ensure_ascii=False) for sample in samples)
-        write_atomically(path, "".join(row + "\n" for row in rows))
-        return path
-
-
 def plain_metrics(metrics: Mapping[str, Number]) -> dict[str, float | int | None]:
     """Metrics as JSON values, sorted by name: floats rounded to float32, non-finite ones None.
 
@@ -256,38 +116,20 @@ def plain_metrics(metrics: Mapping[str, Number]) -> dict[str, float | int | None
                 f"metric {name!r} must be one number, got shape {value.shape} of {value.dtype}"
             )
         is_integer = np.issubdtype(value.dtype, np.integer)
-        plain[name] = int(value) if is_integer else _plain_float(float(value))
+        plain[name] = int(value) if is_integer else plain_float(float(value))
     return plain
 
 
-def _plain_float(value: float | None) -> float | None:
-    """The shortest decimal that reads back as the same float32: 1e-06, not 9.99999997475e-07."""
+def plain_float(value: float | None) -> float | None:
+    """The shortest decimal that reads back as the same float32: 1e-06, not 9.99999997475e-07.
+
+    A number that is not finite, and None, is None.
+    """
     if value is None or not math.isfinite(value):
         return None
     with np.errstate(over="ignore"):
         rounded = np.float32(value)
     return float(str(rounded)) if np.isfinite(rounded) else value
-
-
-def _plain_sample(sample: Sample) -> dict[str, Any]:
-    row = {field.name: getattr(sample, field.name) for field in dataclasses.fields(sample)}
-    return row | {
-        "prompt_ids": sample.prompt_ids.tolist(),
-        "completion_ids": sample.completion_ids.tolist(),
-        "logp": [_plain_float(value) for value in sample.logp.tolist()],
-        "rewards": {name: _plain_float(value) for name, value in sample.rewards.items()},
-        "reward": _plain_float(sample.reward),
-        "advantage": _plain_float(sample.advantage),
-    }
-
-
-def _step_of(line: bytes) -> int | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    step = row.get("step") if isinstance(row, dict) else None
-    return step if isinstance(step, int) else None
 
 
 METRICS: Mapping[str, Metric] = {
@@ -302,6 +144,16 @@ METRICS: Mapping[str, Metric] = {
     "reward/<function>/mean": Metric(
         "reward", "mean of one reward function, before its weight", "rewards/<function>/mean"
     ),
+    "reward/<function>/failures": Metric(
+        "count", "completions that an isolated reward raised, crashed, hung or gave no number on"
+    ),
+    "reward/failures": Metric("count", "sum of these over the rewards"),
+    "reward/masked_fraction": Metric(
+        "fraction", "completions not trained on, since a reward failed or none gave a number"
+    ),
+    "reward/calls_per_s": Metric(
+        "calls/s", "calls of isolated rewards that the workers answer when they never wait"
+    ),
     "completion/length_mean": Metric(
         "tokens", "mean completion length, EOS included", "completions/mean_length", "length"
     ),
@@ -310,6 +162,9 @@ METRICS: Mapping[str, Metric] = {
     "completion/finished_fraction": Metric("fraction", "completions that ended themselves"),
     "completion/clipped_fraction": Metric(
         "fraction", "completions cut off at max_completion_tokens", "completions/clipped_ratio"
+    ),
+    "completion/repetition": Metric(
+        "fraction", "4-grams of a completion that it has had before, mean over completions"
     ),
     "advantage/abs_mean": Metric("advantage", "mean magnitude of the advantages"),
     "loss/policy": Metric("loss", "policy term of the loss, without penalties"),
@@ -336,7 +191,7 @@ METRICS: Mapping[str, Metric] = {
     "entropy/mean": Metric("nats", "mean entropy of the policy's next-token law", "entropy"),
     "grad/norm": Metric("1", "global gradient norm before clipping", "grad_norm"),
     "optim/lr": Metric("1", "learning rate of the last update", "learning_rate"),
-    "optim/updates": Metric("count", "optimizer updates of the run so far"),
+    "optim/updates": Metric("count", "optimizer updates of the step"),
     "optim/skipped_updates": Metric("count", "updates of the step skipped as not finite"),
     "invariant/logp_gap_max": Metric(
         "nats",
@@ -346,13 +201,13 @@ METRICS: Mapping[str, Metric] = {
     "invariant/ratio_gap_max": Metric(
         "1", "largest |ratio - 1| in the step's first update; 0 unless something is wrong"
     ),
-    "tokens/prompt": Metric("tokens", "prompt tokens of the step, each prompt counted once"),
+    "tokens/prompt": Metric("tokens", "prompt tokens of the step, once for each completion"),
     "tokens/completion": Metric("tokens", "completion tokens of the step"),
-    "tokens/total": Metric("tokens", "prompt and completion tokens of the run", "num_tokens"),
+    "tokens/total": Metric("tokens", "prompt and completion tokens of the step"),
     "sampling/rounds": Metric("count", "rollout rounds of the step"),
     "sampling/kept_fraction": Metric("fraction", "sampled groups that the step trains on"),
     "time/rollout_s": Metric("s", "time of sampling"),
-    "time/reward_s": Metric("s", "time of scoring"),
+    "time/reward_s": Metric("s", "time of scoring that sampling does not hide"),
     "time/learner_s": Metric("s", "time of log-probs, gradients and updates"),
     "time/host_s": Metric("s", "rest of the step: prompts, tokenizer, advantages"),
     "time/step_s": Metric("s", "time of the whole step, evaluation excluded", "step_time"),

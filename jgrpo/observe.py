@@ -6,15 +6,17 @@ Names, units and meanings of metrics are in `metrics.METRICS`. Letters: P prompt
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float
 
-from jgrpo.collect import Collected
+from jgrpo.collect import Collected, completion_ids
 from jgrpo.config import Config
 from jgrpo.learner.optim import learning_rate, updates_per_step
-from jgrpo.metrics import Sample
 from jgrpo.models.load import LoadedModel
-from jgrpo.types import Batch
+from jgrpo.run_files import Sample
+from jgrpo.types import Batch, Rollouts
 
 _INVARIANTS = ("invariant/logp_gap_max", "invariant/ratio_gap_max", "kl/behavior")
+_GRAM = 4
 # float32: rounding of sums in another order. bfloat16 sampler and learner round differently.
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 1.0}
 
@@ -57,7 +59,7 @@ def step_metrics(
       batch: the same with masks and advantages as trained.
       learned: metrics of the updates, with `time/learner_s`.
     """
-    rollouts, rewards = collected.rollouts, collected.rewards
+    rollouts, rewards = collected.rollouts, collected.rewards.astype(np.float64)
     lengths = np.asarray(rollouts.mask).sum(-1)
     finished = np.asarray(rollouts.finished)
     group_size = lengths.shape[1]
@@ -76,6 +78,7 @@ def step_metrics(
         "completion/length_max": int(lengths.max()),
         "completion/finished_fraction": float(finished.mean()),
         "completion/clipped_fraction": float(1.0 - finished.mean()),
+        "completion/repetition": float(_repetition(rollouts).mean()),
         "advantage/abs_mean": float(np.abs(advantages).mean()) if advantages.size else 0.0,
         "tokens/prompt": prompt_tokens,
         "tokens/completion": drawn,
@@ -89,9 +92,18 @@ def step_metrics(
         "throughput/learner_tok_s": (prompt_tokens + drawn) / learned["time/learner_s"],
     }
     for name, column in zip(collected.scores.names, collected.scores.columns.T, strict=True):
-        given = column[~np.isnan(column)]
+        given = column[~np.isnan(column)].astype(np.float64)
         metrics[f"reward/{name}/mean"] = float(given.mean()) if given.size else 0.0
-    return metrics | dict(learned)
+    return metrics | collected.scores.metrics() | dict(learned)
+
+
+def _repetition(rollouts: Rollouts) -> Float[np.ndarray, " N"]:
+    """Share of the 4-grams of each completion that it has had before; 0 for a shorter one."""
+    shares = []
+    for row in completion_ids(rollouts):
+        grams = {tuple(row[i : i + _GRAM]) for i in range(len(row) - _GRAM + 1)}
+        shares.append(1.0 - len(grams) / max(len(row) - _GRAM + 1, len(grams), 1) if grams else 0.0)
+    return np.array(shares)
 
 
 def whole_step(metrics: Mapping[str, float], step_s: float) -> dict[str, float]:

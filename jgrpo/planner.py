@@ -100,8 +100,8 @@ def plan(cfg: Config, arch: Architecture, num_devices: int) -> Plan:
       num_devices: devices of all processes together.
 
     Raises:
-      ValueError: if the mesh does not multiply to the number of devices, or a batch does not divide
-        evenly over it.
+      ValueError: if the mesh does not multiply to the number of devices, a batch does not divide
+        evenly over it, or a sequence is longer than the model allows.
     """
     prompts, group_size = cfg.data.num_prompts_per_step, cfg.rollout.group_size
     sizes = axis_sizes(cfg.mesh, num_devices)
@@ -118,6 +118,12 @@ def plan(cfg: Config, arch: Architecture, num_devices: int) -> Plan:
         raise ValueError(
             f"optim.microbatch_completions must divide the {device_completions} completions of an "
             f"update on each device, got {micro}"
+        )
+    longest = cfg.data.max_prompt_tokens + cfg.rollout.max_completion_tokens
+    if longest > arch.max_positions:
+        raise ValueError(
+            f"data.max_prompt_tokens + rollout.max_completion_tokens = {longest} tokens, but "
+            f"{cfg.model.path!r} knows {arch.max_positions} positions"
         )
     completion_tokens = prompts * group_size * cfg.rollout.max_completion_tokens
     return Plan(

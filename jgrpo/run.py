@@ -1,6 +1,6 @@
 """The loop of a run: one line per stage.
 
-Step n is a function of (config, state, n). What a run is made of is assembled once (`assemble`);
+Step n is a function of (config, state, n). What a run is made of is assembled once (`assembly.py`);
 what it remembers is in `TrainState` and nowhere else; what it has shown is in the run folder.
 """
 
@@ -12,112 +12,25 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
-from jaxtyping import Array, Key
 
 from jgrpo import algo
+from jgrpo.assembly import Run, assemble
 from jgrpo.checkpoint import Checkpoints
-from jgrpo.collect import Collected, Collector
+from jgrpo.collect import Collected
 from jgrpo.config import Config
-from jgrpo.data.tasks import load_task
 from jgrpo.evaluate import EvalReport
-from jgrpo.folder import claim, read_summary, write_summary
-from jgrpo.heldout import Evaluator
-from jgrpo.keys import named_key, root_key
+from jgrpo.folder import claim, locked, read_summary, write_summary
+from jgrpo.keys import named_key
 from jgrpo.learner.batch import minibatches, sequence_kl, unweighted, with_advantages
-from jgrpo.learner.optim import make_optimizer
 from jgrpo.learner.step import Learner
-from jgrpo.loggers import open_sinks
-from jgrpo.metrics import MetricsFile, SamplesWriter
-from jgrpo.models.architecture import logical_axes
-from jgrpo.models.load import LoadedModel, architecture, load
-from jgrpo.observe import (
-    broken_invariants,
-    combine_updates,
-    samples,
-    step_metrics,
-    whole_step,
-)
-from jgrpo.parallel.mesh import make_mesh
-from jgrpo.parallel.rules import param_shardings, replicated
+from jgrpo.models.load import architecture
+from jgrpo.observe import broken_invariants, combine_updates, samples, step_metrics, whole_step
+from jgrpo.parallel.rules import replicated
 from jgrpo.planner import plan
 from jgrpo.progress import Progress
-from jgrpo.rewards.score import build
-from jgrpo.rollout.engine import Engine
+from jgrpo.recorder import Recorder
+from jgrpo.stopping import Stopped, Stopping, StopRequested
 from jgrpo.types import Batch, TrainState
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Run:
-    """Everything fixed about a run.
-
-    Attributes:
-      cfg: the config.
-      mesh: the devices.
-      model: architecture, tokenizer and initial weights.
-      collector: prompts, sampler and rewards.
-      learner: the update.
-      evaluator: the held-out evaluation.
-      root: the key from which all randomness is derived.
-    """
-
-    cfg: Config
-    mesh: Mesh
-    model: LoadedModel
-    collector: Collector
-    learner: Learner
-    evaluator: Evaluator
-    root: Key[Array, ""]
-
-
-def assemble(cfg: Config) -> Run:
-    """Loads model and task and puts the stages together; nothing is compiled or written yet.
-
-    Raises:
-      ValueError: if the mesh, the model, the task or a reward does not fit the config.
-    """
-    mesh = make_mesh(cfg.mesh)
-    model = load(
-        cfg.model.path,
-        init=cfg.model.init,
-        seed=cfg.run.seed,
-        dtype=cfg.model.dtype,
-        param_dtype=cfg.model.param_dtype,
-    )
-    task = load_task(cfg.data)
-    rewards = build(cfg.reward.functions, task, cfg.reward)
-    root = root_key(cfg.run.seed)
-    shapes = jax.eval_shape(lambda: model.params)
-    engine = Engine(
-        graphdef=model.graphdef,
-        mesh=mesh,
-        tokenizer=model.tokenizer,
-        eos_ids=model.eos_ids,
-        dtype=cfg.model.dtype,
-        chunk_tokens=cfg.rollout.chunk_tokens,
-    )
-    learner = Learner(
-        graphdef=model.graphdef,
-        method=cfg.method,
-        optimizer=make_optimizer(cfg.optim, cfg.run.steps),
-        mesh=mesh,
-        shapes=shapes,
-        shardings=param_shardings(mesh, logical_axes(model.arch), shapes),
-        temperature=cfg.rollout.temperature,
-        remat=cfg.model.remat,
-        logp_chunk_tokens=cfg.optim.logp_chunk_tokens,
-        microbatch_completions=cfg.optim.microbatch_completions,
-    )
-    parts = {"cfg": cfg, "task": task, "model": model, "engine": engine, "rewards": rewards}
-    return Run(
-        cfg=cfg,
-        mesh=mesh,
-        model=model,
-        collector=Collector(**parts, root=root),
-        learner=learner,
-        evaluator=Evaluator(**parts),
-        root=root,
-    )
 
 
 def train(cfg: Config, *, force: bool = False) -> dict[str, Any]:
@@ -125,66 +38,177 @@ def train(cfg: Config, *, force: bool = False) -> dict[str, Any]:
 
     Args:
       cfg: the config; `run.dir` says where everything goes.
-      force: continue although the config differs from the one the folder was started with.
+      force: continue although config, model or data differ from those the folder was started with.
 
     Returns:
       The summary, as written to `summary.json`.
 
     Raises:
       ValueError: if a part does not fit the config, or the folder holds another run.
+      OSError: if the folder is in use or cannot be written; the newest checkpoint is intact.
+      FloatingPointError: if the run diverges; the newest checkpoint is from before.
+      RewardError: if a reward fails too often, or its worker processes cannot go on.
+      Stopped: if SIGTERM or SIGINT has ended the run; its state has been saved.
     """
     folder = Path(cfg.run.dir)
     plan(cfg, architecture(cfg.model.path), jax.device_count())  # refuses what cannot be split
-    claim(folder, cfg, force=force)
-    run = assemble(cfg)
-    with contextlib.closing(Checkpoints(folder, cfg.checkpoint.keep)) as checkpoints:
-        fresh = run.learner.init(run.model.params)
-        state = checkpoints.restore_latest(fresh) or fresh
-        del fresh
-        return _loop(run, state, folder, checkpoints)
+    with contextlib.ExitStack() as stack:
+        stopping = stack.enter_context(Stopping(cfg.run.grace_s))
+        stack.enter_context(locked(folder))
+        claim(folder, cfg, force=force)
+        try:
+            with stopping.interruptible():
+                trainer = _open(cfg, folder, stopping, stack)
+            return trainer.run_steps()
+        except StopRequested:
+            message = f"stopped by {stopping.requested}; the same command continues {folder}"
+            raise Stopped(stopping.requested, message) from None
 
 
-def _loop(run: Run, state: TrainState, folder: Path, checkpoints: Checkpoints) -> dict[str, Any]:
-    cfg, start = run.cfg, int(state.step)
-    metrics_file, samples_writer = MetricsFile(folder), SamplesWriter(folder)
-    metrics_file.truncate_after(start)
-    sinks = open_sinks(cfg.log, folder, dataclasses.asdict(cfg), start)
-    with Progress(cfg.run.steps, start) as progress:
+def _open(cfg: Config, folder: Path, stopping: Stopping, stack: contextlib.ExitStack) -> "Trainer":
+    """Loads everything, with the newest good checkpoint or the initial weights."""
+    run = stack.enter_context(contextlib.closing(assemble(cfg)))
+    kept = cfg.checkpoint
+    checkpoints = stack.enter_context(
+        contextlib.closing(
+            Checkpoints(folder, kept.keep, keep_best=kept.keep_best, deadline_s=kept.deadline_s)
+        )
+    )
+    fresh = run.learner.init(run.model.params)
+    state = checkpoints.restore_latest(fresh) or fresh
+    start = int(state.step)
+    return Trainer(
+        run=run,
+        state=state,
+        summary=read_summary(folder) if start else {},
+        folder=folder,
+        stopping=stopping,
+        checkpoints=checkpoints,
+        recorder=stack.enter_context(contextlib.closing(Recorder(folder, cfg, start))),
+        progress=stack.enter_context(Progress(cfg.run.steps, start)),
+    )
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class Trainer:
+    """The loop and what it works with.
+
+    Attributes:
+      run: everything fixed.
+      state: everything that changes.
+      summary: what `summary.json` holds.
+      folder: the run folder.
+      stopping: says whether a signal has come.
+      checkpoints: where states are saved.
+      recorder: writes metrics and samples, and sees what is wrong with them.
+      progress: shows them.
+    """
+
+    run: Run
+    state: TrainState
+    summary: dict[str, Any]
+    folder: Path
+    stopping: Stopping
+    checkpoints: Checkpoints
+    recorder: Recorder
+    progress: Progress
+
+    @property
+    def _step(self) -> int:
+        return int(self.state.step)
+
+    def run_steps(self) -> dict[str, Any]:
+        """Goes on to the last step and returns the summary.
+
+        Raises:
+          StopRequested: after a signal; what had to be saved has been.
+        """
+        start, last = self._step, self.run.cfg.run.steps
         if start:
-            progress.say(f"continuing {folder} after step {start} of {cfg.run.steps}")
-        summary = read_summary(folder)
-        if start == 0:
-            before = run.evaluator.evaluate(state.params, named_key(run.root, 0, "eval"))
-            progress.say(f"before training: {_headline(before)}")
-            summary = {"eval_before": before.to_json()}
-            write_summary(folder, summary)
-        for step in range(start, cfg.run.steps):
-            begin = time.perf_counter()
-            collected = run.collector.collect(state.params, step, int(state.cursor))
-            state, batch, learned = learn(run, state, step, collected)
-            metrics = step_metrics(cfg, step, collected, batch, learned)
-            metrics |= whole_step(metrics, time.perf_counter() - begin)
-            metrics |= evaluate_if_due(run, state, step + 1)
-            for broken in broken_invariants(cfg, metrics):
-                progress.say(broken)
-            metrics_file.write(step, metrics)
-            for sink in sinks:
-                sink.write(step, metrics)
-            if cfg.log.samples_every and step % cfg.log.samples_every == 0:
-                samples_writer.write(step, samples(run.model, step, collected, batch))
-            progress.update(step, metrics)
-            if cfg.checkpoint.every and (step + 1) % cfg.checkpoint.every == 0:
-                checkpoints.save(state)
-        if start < cfg.run.steps or "eval_after" not in summary:
-            checkpoints.save(state)
-            after = run.evaluator.evaluate(state.params, named_key(run.root, cfg.run.steps, "eval"))
-            progress.say(f"after training: {_headline(after)}")
-            summary |= {"steps": cfg.run.steps, "eval_after": after.to_json()}
-            write_summary(folder, summary)
-    metrics_file.close()
-    for sink in sinks:
-        sink.close()
-    return summary
+            self.progress.say(f"continuing {self.folder} after step {start} of {last}")
+        try:
+            if "eval_before" not in self.summary:
+                self._report("eval_before", "before training")
+            while self._step < last:
+                self._advance()
+            if start < last or "eval_after" not in self.summary:
+                self._save()
+                self._report("eval_after", "after training", steps=last)
+        except StopRequested:
+            self._save()
+            self.checkpoints.wait()
+            raise
+        return self.summary
+
+    def _advance(self) -> None:
+        """Makes one step: a line per stage."""
+        run, cfg, step, begin = self.run, self.run.cfg, self._step, time.perf_counter()
+        with self.stopping.interruptible():
+            collected = run.collector.collect(self.state.params, step, int(self.state.cursor))
+        for news in self.recorder.failures(step, collected.scores):
+            self.progress.say(news)
+        self.state, batch, learned = learn(run, self.state, step, collected)
+        metrics = step_metrics(cfg, step, collected, batch, learned)
+        metrics |= whole_step(metrics, time.perf_counter() - begin)
+        metrics |= self._evaluate_if_due()
+        for broken in broken_invariants(cfg, metrics):
+            self.progress.say(broken)
+        shown = samples(run.model, step, collected, batch) if self.recorder.shows(step) else []
+        for warning in self.recorder.add(step, metrics, shown):
+            self.progress.say(f"step {step + 1}: {warning}")
+        self.progress.update(step, metrics)
+        if self.recorder.skipped_in_row >= cfg.divergence.max_skipped_in_row:
+            self._diverged()
+        elif cfg.checkpoint.every and self._step % cfg.checkpoint.every == 0:
+            self._save()
+
+    def _save(self) -> None:
+        """Saves the state, unless its last updates were skipped: a checkpoint is a good state."""
+        if not self.recorder.skipped_in_row:
+            self.checkpoints.save(self.state, self.recorder.scores)
+
+    def _diverged(self) -> None:
+        """Goes back to the newest checkpoint with the prompts that come next, or gives up."""
+        limits, step, cursor = self.run.cfg.divergence, self._step, self.state.cursor
+        done = self.summary.setdefault("roll_backs", [])
+        this = {"from_step": step, "cursor": int(cursor)}
+        is_new = this not in done  # a killed run comes by here again
+        if limits.then == "stop" or (is_new and len(done) >= limits.max_roll_backs):
+            raise FloatingPointError(
+                f"the updates of {self.recorder.skipped_in_row} steps in a row, up to step {step}, "
+                f"were not finite (roll-backs so far: {len(done)}). The newest checkpoint is from "
+                f"before. Look at {self.folder}/metrics.jsonl and at the rewards in samples/; "
+                "lower optim.lr, or set divergence.then: roll_back"
+            )
+        if is_new:
+            done.append(this)
+            write_summary(self.folder, self.summary)
+        self.checkpoints.wait()
+        fresh = self.run.learner.init(self.run.model.params)
+        good = self.checkpoints.restore_latest(fresh) or fresh
+        self.state = dataclasses.replace(good, cursor=cursor)
+        self.recorder.resume(self._step)
+        self.progress.say(f"step {step}: diverged; going on from step {self._step}, new prompts")
+
+    def _evaluate_if_due(self) -> dict[str, float]:
+        """The held-out metrics, where `eval.every` asks for them."""
+        every, done = self.run.cfg.eval.every, self._step
+        if not every or done % every or done == self.run.cfg.run.steps:
+            return {}
+        return self._evaluate().metrics()
+
+    def _evaluate(self) -> EvalReport:
+        key = named_key(self.run.root, self._step, "eval")
+        return self.run.evaluator.evaluate(self.state.params, key)
+
+    def _report(self, name: str, when: str, **facts: int) -> None:
+        """Evaluates and puts the report into the summary."""
+        with self.stopping.interruptible():
+            report = self._evaluate()
+        correct = f"{report.greedy_accuracy:.1%} of {report.num_prompts} held-out prompts correct"
+        self.progress.say(f"{when}: {correct} (greedy), {report.length_mean:.1f} tokens")
+        self.summary |= facts | {name: report.to_json()}
+        write_summary(self.folder, self.summary)
 
 
 def learn(
@@ -252,19 +276,4 @@ def _side(cfg: Config, batch: Batch, collected: Collected) -> algo.Side:
         max_completion_tokens=cfg.rollout.max_completion_tokens,
         sequence_kl=sequence_kl(batch) if "sequence_kl" in needed else None,
         valid=collected.valid & collected.kept[:, None],
-    )
-
-
-def evaluate_if_due(run: Run, state: TrainState, done: int) -> dict[str, float]:
-    """The held-out metrics after `done` steps, where `eval.every` asks for them."""
-    cfg = run.cfg
-    if not cfg.eval.every or done % cfg.eval.every or done == cfg.run.steps:
-        return {}
-    return run.evaluator.evaluate(state.params, named_key(run.root, done, "eval")).metrics()
-
-
-def _headline(report: EvalReport) -> str:
-    return (
-        f"{report.greedy_accuracy:.1%} of {report.num_prompts} held-out prompts correct (greedy), "
-        f"{report.length_mean:.1f} tokens"
     )

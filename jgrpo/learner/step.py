@@ -88,8 +88,8 @@ class Learner:
     def update(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Makes one optimizer update; the state's buffers are donated.
 
-        A gradient that is not finite leaves weights and optimizer as they were, and is counted in
-        `optim/skipped_updates`.
+        A gradient or an update whose norm is not finite leaves weights and optimizer as they were,
+        and is counted in `optim/skipped_updates`.
 
         Args:
           state: the state to update.
@@ -149,8 +149,8 @@ class Learner:
         grads, metrics = both(params, (batch, share))
         grads = jax.lax.with_sharding_constraint(grads, self.shardings)
         norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(norm)
         updates, new_opt_state = self.optimizer.update(grads, opt_state, params)
+        finite = jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(updates))
         new = (optax.apply_updates(params, updates), new_opt_state)
         params, opt_state = jax.tree.map(
             lambda old, fresh: jnp.where(finite, fresh, old), (params, opt_state), new

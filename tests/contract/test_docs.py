@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 
 from jgrpo import cli, config_io
+from jgrpo.sweep_file import read
+from jgrpo.sweep_plan import expand
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("docs", "configs", "examples", "benchmarks", "tpu_setup")
@@ -71,7 +73,10 @@ def _check_flags(words: list[str], main: Callable[[list[str]], int], command: li
 def _check_train(words: list[str]) -> None:
     flags = [word for word in words if word.startswith("--")]
     _check_flags(flags, cli.train_main, [])
-    if words != ["--help"]:
+    if "--sweep" in words:
+        file, *rest = words[words.index("--sweep") + 1 :]
+        expand(read(file), [word for word in rest if "=" in word])
+    elif words != ["--help"]:
         config, *overrides = [word for word in words if word not in flags]
         config_io.load(config, overrides)
 

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "jgrpo"
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
-MAX_PACKAGE_LINES = 18_000
+MAX_PACKAGE_LINES = 22_000
 MAX_LINES = {"train.py": 40, "jgrpo/run.py": 300}
 
 # The pure core: packages and modules that map arrays and records to arrays and records.
@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "learner": _CORE,
 }
 # Who may bring sampling, scoring and learning together; nobody below imports them.
-TOP = {"run", "reopen", "cli", "__main__"}
+TOP = {"assembly", "run", "reopen", "cli", "__main__"}
 STAGES = {"rollout", "rewards", "learner"}
 
 
@@ -151,6 +151,8 @@ def test_pure_module_does_no_input_or_output(name):
 def test_module_imports_only_the_parts_below_it(name):
     part = _part(name)
     allowed = MAY_IMPORT.get(part, {_part(other) for other in MODULES} - TOP)
+    if name in SHELL_MODULES:
+        allowed = {*allowed, "files"}
     if part in TOP:
         return
     _all(

@@ -14,7 +14,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jgrpo.checkpoint import Checkpoints, verify
+from jgrpo.checkpoint import Checkpoints, verify, verify_all
 from jgrpo.types import TrainState
 
 OPTIMIZER = optax.chain(
@@ -178,7 +178,7 @@ def test_flipped_bit_anywhere_is_refused_and_the_older_step_used(tmp_path: Path,
     checkpoints = Checkpoints(tmp_path, keep=9)
     for path in files:
         original = path.read_bytes()
-        for _ in range(8 if original else 0):
+        for _ in range(100 if original else 0):
             flipped = bytearray(original)
             flipped[choose.randrange(len(original))] ^= 1 << choose.randrange(8)
             path.write_bytes(flipped)
@@ -318,6 +318,38 @@ def test_failed_save_surfaces_and_leaves_the_older_one(tmp_path: Path):
     assert restored is not None
     assert_same_bits(restored, make_state(3))
     checkpoints.close()
+
+
+def test_best_stay_besides_the_newest(tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path, keep=1, keep_best=2)
+    scores: dict[int, float] = {}
+    for step, score in enumerate([0.1, 0.9, 0.5, 0.9, 0.2, 0.3], start=1):
+        scores[step] = score
+        checkpoints.save(make_state(step), scores)
+    checkpoints.save(make_state(7), scores)  # not evaluated
+    checkpoints.wait()
+    assert checkpoints.steps() == [2, 4, 7]
+    checkpoints.close()
+
+
+def test_save_that_misses_its_deadline_is_named(tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path, keep=1, deadline_s=1e-9)
+    checkpoints.save(make_state(1))
+    with pytest.raises(TimeoutError, match=r"checkpoints: a save has not finished within 1e-09 s"):
+        checkpoints.wait()
+    checkpoints.close()
+
+
+def test_every_checkpoint_of_a_run_is_verified(tmp_path: Path):
+    folder = saved(tmp_path, 3, 6)
+    assert verify_all(tmp_path) == {3: "", 6: ""}
+    fault = _truncate(folder / "3")
+    (folder / "6" / "manifest.json").unlink()
+    found = verify_all(tmp_path)
+    assert fault in found[3]
+    assert "there is no finished checkpoint" in found[6]
+    with pytest.raises(ValueError, match=r"no checkpoint; is .*empty a run folder"):
+        verify_all(tmp_path / "empty")
 
 
 def test_keep_below_one_is_refused(tmp_path: Path):

@@ -319,11 +319,14 @@ def test_dump_spells_every_setting(tmp_path):
 def test_diff_names_the_keys_that_differ(tmp_path):
     path = write(tmp_path, GOOD)
     base = load(path)
-    assert diff(base, load(path)) == []
+    assert diff(base, load(path)) == {}
     words = ("run.seed=1", "method.clip_low=0.1", "data.options={x: 1}", "rollout.stop=[a]")
     expected = ["data.options.x", "run.seed", "method.clip_low", "rollout.stop"]
-    assert diff(base, load(path, words)) == expected
-    assert diff(load(path, words), base) == expected
+    found = diff(base, load(path, words))
+    assert list(found) == expected
+    assert found["run.seed"] == (0, 1)
+    assert found["data.options.x"] == (None, 1)
+    assert diff(load(path, words), base) == {key: (b, a) for key, (a, b) in found.items()}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,146 @@
+"""How a run is stopped from outside: the first signal saves, the second ends at once.
+
+SIGTERM (a preemption) and SIGINT (Ctrl-C) ask a run to stop. Work that changes nothing but time,
+such as sampling, is interrupted; an update is finished first. If that and the save take longer
+than the grace period, the process ends without the save, and the run continues later from the
+checkpoint before: since a step is a function of config and state, nothing but time is lost.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_REPEAT_S = 1.0  # schedulers signal a process and its parent, which passes it on: one request
+
+EXIT_CODES = {"SIGTERM": 75, "SIGINT": 130}
+"""Exit code of a run that was asked to stop and has saved, by signal. 75 is `EX_TEMPFAIL`: the
+same command continues. A second signal, or the end of the grace period, exits with 128 + its
+number and without a save."""
+
+
+class StopRequested(BaseException):
+    """Unwinds work that may be thrown away. No handler of ordinary errors catches it."""
+
+
+class Stopped(Exception):
+    """A run has ended early because a signal asked it to.
+
+    Attributes:
+      signal: name of the signal.
+    """
+
+    def __init__(self, signal_name: str, message: str) -> None:
+        super().__init__(message)
+        self.signal = signal_name
+
+
+class Stopping:
+    """Watches for signals while it is entered. Elsewhere than in the main thread it does nothing.
+
+    Attributes:
+      requested: name of the signal that has come; empty before.
+    """
+
+    def __init__(self, grace_s: float) -> None:
+        """Nothing is watched yet.
+
+        Args:
+          grace_s: seconds between the first signal and the end of the process.
+        """
+        self.requested = ""
+        self._grace_s = grace_s
+        self._may_unwind = False
+        self._restore = contextlib.ExitStack()
+
+    def __enter__(self) -> "Stopping":
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        # A Python handler waits for C code (a compilation) to return; the wake-up socket does not.
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        self._restore.callback(ours.close)
+        self._restore.callback(theirs.close)
+        previous = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        self._restore.callback(signal.set_wakeup_fd, previous)
+        for number in _SIGNALS:
+            self._restore.callback(signal.signal, number, signal.signal(number, self._handle))
+        threading.Thread(target=self._watch, args=(ours,), name="stopping", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore.close()
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Marks work that a signal may throw away.
+
+        Raises:
+          StopRequested: on entry or at any moment inside, once a signal has come.
+        """
+        self._may_unwind = True
+        try:
+            if self.requested:
+                raise StopRequested
+            yield
+        finally:
+            self._may_unwind = False
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        first, self.requested = not self.requested, signal.Signals(number).name
+        if first and self._may_unwind:
+            raise StopRequested
+
+    def _watch(self, wakeups: socket.socket) -> None:
+        """Ends the process at a second signal, or when the grace period after the first ends."""
+        try:
+            number = _next_signal(wakeups, None)
+            if number is None:
+                return
+            name = signal.Signals(number).name
+            _tell(f"{name}: saving, then stopping; a second signal stops at once\n")
+            number = self._await_the_end(wakeups) or number
+            _tell(f"{name}: ending without a save; the newest checkpoint is intact\n")
+        except (OSError, ValueError):  # The socket was closed: the run has ended by itself.
+            return
+        os._exit(128 + number)
+
+    def _await_the_end(self, wakeups: socket.socket) -> int | None:
+        """The number of the second signal; None when the grace period is over."""
+        first = now = time.monotonic()
+        while now < first + self._grace_s:
+            number = _next_signal(wakeups, first + self._grace_s - now)
+            now = time.monotonic()
+            if number is not None and now > first + _REPEAT_S:
+                return number
+        return None
+
+
+def _next_signal(wakeups: socket.socket, timeout_s: float | None) -> int | None:
+    """The number of the next signal; None after the timeout.
+
+    Raises:
+      OSError: if the socket is closed, which ends the watch.
+    """
+    while True:
+        ready, _, _ = select.select([wakeups], [], [], timeout_s)
+        if not ready:
+            return None
+        data = wakeups.recv(1)
+        if not data:
+            raise OSError("closed")
+        if data[0] in _SIGNALS:
+            return data[0]
+
+
+def _tell(text: str) -> None:
+    """Writes to stderr past all buffers, from a thread beside a process that may hang."""
+    with contextlib.suppress(OSError, ValueError):
+        os.write(sys.stderr.fileno(), text.encode())

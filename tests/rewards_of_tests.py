@@ -1,0 +1,9 @@
+"""Reward functions that tests name by `rewards_of_tests:function`; they run in worker processes."""
+
+
+def poisoned(prompts, completions, poison):
+    """The length, but for the prompt `poison` a number that overflows the gradient norm."""
+    return [
+        (1e30 if len(text) % 2 else -1e30) if prompt == poison else float(len(text) % 5)
+        for prompt, text in zip(prompts, completions, strict=True)
+    ]
