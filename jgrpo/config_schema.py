@@ -32,9 +32,9 @@ def fields(cls: type) -> dict[str, Any]:
     """Returns the settable fields of a config dataclass with their annotations, in order.
 
     Example:
-      >>> from jgrpo.config import CheckpointConfig
-      >>> list(fields(CheckpointConfig))
-      ['every', 'keep']
+      >>> from jgrpo.config import MeshConfig
+      >>> list(fields(MeshConfig))
+      ['replica', 'fsdp']
     """
     hints = typing.get_type_hints(cls, include_extras=True)
     return {

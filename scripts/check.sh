@@ -41,12 +41,7 @@ step() { # step NAME COMMAND...
 }
 
 shell_scripts() {
-  if ! command -v shellcheck >/dev/null; then
-    echo "shellcheck is not installed: left out"
-    return
-  fi
-  local scripts=(scripts/*.sh .ci/run)
-  shellcheck "${scripts[@]}"
+  $bin/shellcheck --external-sources scripts/*.sh tpu_setup/*.sh .ci/run
 }
 
 build() {

@@ -1,7 +1,8 @@
 """The papers' equations in slow, obvious numpy loops (float64), and the fixtures FB and FT.
 
 Written from the equations, not from the package: only the `Method` record is shared. Gradients are
-worked out by hand, so that stop-gradients are explicit.
+taken by complex steps, so that stop-gradients are explicit. The advantages of single methods are in
+`oracles_family.py`.
 """
 
 import numpy as np
@@ -56,6 +57,7 @@ def token_weights(m: Method, mask):
     out = np.zeros(mask.shape)
     lengths = [sum(bool(x) for x in row) for row in mask]
     filled = sum(n > 0 for n in lengths)
+    constant = max(m.constant_length_tokens, 1)
     for i, n in enumerate(lengths):
         for t in range(mask.shape[1]):
             if mask[i, t]:
@@ -63,57 +65,158 @@ def token_weights(m: Method, mask):
                     "token_mean": 1 / sum(lengths),
                     "sequence_mean": 1 / (n * filled),
                     "sequence_sum": 1 / filled,
-                    "constant_length": 1 / (len(lengths) * max(m.constant_length_tokens, 1)),
+                    "constant_length": 1 / (len(lengths) * constant),
+                    "token_sum": 1,
+                    "sequence_mean_all": 1 / (n * len(lengths)),
+                    "sequence_sum_constant": 1 / (filled * constant),
                 }[m.weights]
     return out
 
 
-def surrogate(m: Method, level: float, advantage: float, logp: float):
-    """Value of phi, its derivative by the log-ratio, and its direct derivative by logp."""
-    ratio = np.exp(level)
-    bounded = min(max(ratio, 1 - m.clip_low), 1 + m.clip_high)
-    if m.trust == "linear":
-        return advantage * logp, 0.0, advantage
-    if m.trust == "cispo":
-        return bounded * advantage * logp, 0.0, bounded * advantage
-    value, slope = ratio * advantage, ratio * advantage
-    if bounded * advantage < value:
-        value, slope = bounded * advantage, 0.0
-    if m.dual_clip > 0 and advantage < 0 and value < m.dual_clip * advantage:
-        value, slope = m.dual_clip * advantage, 0.0
-    return value, slope, 0.0
+# Gradients by complex steps: f(x + ih) = f(x) + ih f'(x) exactly, for h so small that h^2 is 0. A
+# stop-gradient takes the real part, and comparisons are made on real parts.
+
+H = 1e-100
 
 
-def policy_loss(m: Method, logp, old_logp, mask, per_token, ref_logp=None):
+def clamp(x, low, high):
+    """The value within bounds; a constant outside of them."""
+    return low if x.real < low else high if x.real > high else x
+
+
+def levels(m: Method, d, lp, segments):
+    """The log-ratio of each token's unit; lists over the trained tokens of one row."""
+    number = len(d)
+    if m.level == "token":
+        return d
+    if m.level == "sequence":
+        return [sum(d) / number] * number
+    if m.level == "sequence_token":
+        return [(sum(d) / number).real + x - x.real for x in lp]
+    if m.level == "sequence_sum":
+        return [clamp(sum(d).real, -20.0, 20.0)] * number
+    if m.level == "segment":
+        items = [[d[s] for s in range(number) if segments[s] == segments[t]] for t in range(number)]
+        means = [sum(item) / len(item) for item in items]
+        return [mean if segments[t] >= 0 else 0.0 for t, mean in enumerate(means)]
+    assert m.level in ("prefix_sum", "prefix_mean")
+    out = []
+    for t in range(number):
+        value = sum(x.real for x in d[: t + 1])
+        value /= 1 if m.level == "prefix_sum" else t + 1
+        out.append(10.0 if value > 10 else value + lp[t] - lp[t].real)
+    return out
+
+
+def clipped(rho, advantage, low, high, dual):
+    """PPO's min, and the dual clip if there is one."""
+    value, bounded = rho * advantage, clamp(rho, low, high) * advantage
+    if bounded.real < value.real:
+        value = bounded
+    if dual > 0 and advantage < 0 and value.real < dual * advantage:
+        value = dual * advantage
+    return value
+
+
+def surrogates(m: Method, level, advantage, lp):
+    """Phi of each token; lists over the trained tokens of one row."""
+    out = []
+    for t, (ell, a, x) in enumerate(zip(level, advantage, lp, strict=True)):
+        rho = np.exp(ell)
+        if m.trust == "clip":
+            phi = clipped(rho, a, 1 - m.clip_low, 1 + m.clip_high, m.dual_clip)
+        elif m.trust == "linear":
+            phi = a * x
+        elif m.trust == "cispo":
+            phi = clamp(rho.real, 1 - m.clip_low, 1 + m.clip_high) * a * x
+        elif m.trust == "sapo":
+            tau = m.tau_pos if a > 0 else m.tau_neg
+            away = tau * (rho - 1)
+            gate = 1 / (1 + np.exp(-away)) if away.real > -700 else 0.0
+            phi = 4 / tau * gate * a
+        elif m.trust == "vespo":
+            k, lam = (m.vespo_k_pos, m.vespo_lambda_pos)
+            if a < 0:
+                k, lam = (m.vespo_k_neg, m.vespo_lambda_neg)
+            phi = np.exp(k * ell.real + lam * (1 - rho.real)) * a * x
+        elif m.trust == "ctpo":
+            q = (t + 1) ** m.clip_ratio_la_power
+            low, high = np.exp(-m.la_clip_low * q), np.exp(m.la_clip_high * q)
+            phi = clipped(rho, a, low, high, np.exp(m.la_clip_c * q))
+        else:
+            assert m.trust == "gmpo"
+            held = []
+            for other in level:
+                s = np.sign(a)
+                bounded = clamp(other, -m.cliprange, m.cliprange)
+                held.append(bounded if (s * bounded).real < (s * other).real else other)
+            phi = a * np.exp(sum(held) / len(held))
+        out.append(phi)
+    return out
+
+
+def vetoes(m: Method, d, mismatch, advantage):
+    """V of each token; lists over the trained tokens of one row."""
+    ratio = [np.exp(x.real) for x in d]
+    out = []
+    for t, a in enumerate(advantage):
+        above = m.trigger_high if m.trigger_high > 0 else np.inf
+        triggered = any(r < m.trigger_low or r > above for r in ratio[:t])
+        drift = -sum(x.real for x in d) / len(d)
+        weight = np.exp(mismatch[t])
+        whole = np.exp(clamp(sum(mismatch), -20.0, 20.0))
+        out.append(
+            {
+                "none": 1.0,
+                "suffix": 0.0 if a < 0 and triggered else 1.0,
+                "off_policy_row": 1.0 if a >= 0 or drift <= m.off_policy_delta else 0.0,
+                "is_token": min(max(weight, m.is_low), m.is_high),
+                "is_mask": weight if m.is_low <= weight <= m.is_high else 0.0,
+                "is_sequence": min(max(whole, m.is_low), m.is_high),
+            }[m.veto]
+        )
+    return out
+
+
+def penalties(m: Method, lp, ref):
+    """Kappa of each token."""
+    out = []
+    for x, r in zip(lp, ref, strict=True):
+        u = clamp(x - r, -20.0, 20.0)
+        k2 = u * u / 2
+        k3 = np.exp(-u) + u - 1
+        choices = {"none": 0.0, "k1": u, "k2": k2, "k3": k3, "k3_plus": k3.real + k2 - k2.real}
+        out.append(choices[m.penalty])
+    return out
+
+
+def row_loss(m: Method, lp, old, advantage, ref, weights, segments, behavior):
+    """The part of the loss that one row makes; lists over its trained tokens."""
+    d = [clamp(x - y, -20.0, 20.0) for x, y in zip(lp, old, strict=True)]
+    mismatch = [clamp(x - y, -20.0, 20.0) for x, y in zip(old, behavior, strict=True)]
+    phi = surrogates(m, levels(m, d, lp, segments), advantage, lp)
+    v = vetoes(m, d, mismatch, advantage)
+    kappa = penalties(m, lp, ref)
+    beta = m.kl_coef if m.kl_in == "loss" else 0.0
+    return sum(w * (-a * b + beta * c) for w, a, b, c in zip(weights, v, phi, kappa, strict=True))
+
+
+def policy_loss(
+    m: Method, logp, old_logp, mask, per_token, ref_logp=None, segments=None, behavior_logp=None
+):
     """Loss and its gradient by logp; `per_token` are advantages [B, T]."""
     weights = token_weights(m, mask)
+    ref_logp = old_logp if ref_logp is None else ref_logp
+    behavior_logp = old_logp if behavior_logp is None else behavior_logp
+    segments = np.zeros(mask.shape, int) if segments is None else segments
     loss, gradient = 0.0, np.zeros(mask.shape)
     for i in range(mask.shape[0]):
         tokens = [t for t in range(mask.shape[1]) if mask[i, t]]
-        lp = {t: float(logp[i, t]) for t in tokens}
-        delta = {t: lp[t] - float(old_logp[i, t]) for t in tokens}
-        clamped = {t: min(max(delta[t], -20.0), 20.0) for t in tokens}
-        inside = {t: float(abs(delta[t]) < 20) for t in tokens}
-        mean = sum(clamped.values()) / max(len(tokens), 1)
-        for t in tokens:
-            level = clamped[t] if m.level == "token" else mean
-            value, by_level, by_logp = surrogate(m, level, float(per_token[i, t]), lp[t])
-            loss -= weights[i, t] * value
-            gradient[i, t] -= weights[i, t] * by_logp
-            if m.level == "token":
-                gradient[i, t] -= weights[i, t] * by_level * inside[t]
-            elif m.level == "sequence_token":
-                gradient[i, t] -= weights[i, t] * by_level
-            else:
-                for s in tokens:
-                    gradient[i, s] -= weights[i, t] * by_level * inside[s] / len(tokens)
-            if m.kl_in == "loss" and m.penalty != "none" and m.kl_coef > 0:
-                u = min(max(lp[t] - float(ref_logp[i, t]), -20.0), 20.0)
-                kappa, slope = {
-                    "k1": (u, 1.0),
-                    "k2": (u * u / 2, u),
-                    "k3": (np.exp(-u) + u - 1, 1 - np.exp(-u)),
-                }[m.penalty]
-                loss += weights[i, t] * m.kl_coef * kappa
-                gradient[i, t] += weights[i, t] * m.kl_coef * slope * float(abs(u) < 20)
+        pick = lambda x, i=i, tokens=tokens: [float(x[i, t]) for t in tokens]  # noqa: E731
+        rest = [pick(x) for x in (old_logp, per_token, ref_logp, weights, segments, behavior_logp)]
+        for k, t in enumerate(tokens):
+            lp = [complex(x, H * (s == k)) for s, x in enumerate(pick(logp))]
+            part = complex(row_loss(m, lp, *rest))
+            gradient[i, t] = part.imag / H
+            loss += part.real / len(tokens)
     return loss, gradient

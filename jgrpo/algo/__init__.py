@@ -1,32 +1,65 @@
 """From the rewards of a group to a loss: every method as a composition of named pure functions.
 
-Usable alone, in any training loop::
+Usable alone, in any training loop, jitted or not:
 
-    from jgrpo import algo
-
-    m = algo.method("gspo", clip_low=3e-4)
-    adv = algo.advantages(m, rewards)
-    loss, metrics = algo.policy_loss(m, logp, old_logp=old_logp, mask=mask,
-                                     advantages=adv.values.reshape(-1))
+>>> import jax, jax.numpy as jnp
+>>> from jgrpo import algo
+>>> m = algo.method("gspo", clip_low=0.1, clip_high=0.1)
+>>> rewards = jnp.array([[1.0, 0.0]])  # [prompts, group]
+>>> old_logp = jnp.array([[-1.0, -2.0], [-0.5, 0.0]])  # [B, T], B = prompts * group
+>>> mask = jnp.array([[True, True], [True, False]])
+>>> adv = algo.advantages(m, rewards)
+>>> def loss(logp):
+...     return algo.policy_loss(
+...         m, logp, old_logp=old_logp, mask=mask, advantages=adv.values.reshape(-1)
+...     )
+>>> gradient, metrics = jax.jit(jax.grad(loss, has_aux=True))(old_logp)
+>>> [[round(float(x), 3) for x in row] for row in gradient]
+[[-0.177, -0.177], [0.354, 0.0]]
 """
 
-from jgrpo.algo.advantages import Advantages, advantages
+from jgrpo.algo.advantages import advantages
+from jgrpo.algo.allocation import Estimates, allocation
+from jgrpo.algo.choice import Choice
+from jgrpo.algo.constraints import constraint_scale
+from jgrpo.algo.late import late_advantages
 from jgrpo.algo.loss import policy_loss
+from jgrpo.algo.meta import meta_rewards
 from jgrpo.algo.methods import METHODS, Method, method
-from jgrpo.algo.sampling import dynamic_keep
+from jgrpo.algo.record import Advantages
+from jgrpo.algo.returns import gae, value_loss
+from jgrpo.algo.sampling import (
+    dynamic_keep,
+    opposite_pair,
+    predicted_trivial,
+    uncertainty_weights,
+)
 from jgrpo.algo.side import Side
 from jgrpo.algo.slots import needs
+from jgrpo.algo.trackers import init_state
 from jgrpo.algo.weights import token_weights
 
 __all__ = [
     "METHODS",
     "Advantages",
+    "Choice",
+    "Estimates",
     "Method",
     "Side",
     "advantages",
+    "allocation",
+    "constraint_scale",
     "dynamic_keep",
+    "gae",
+    "init_state",
+    "late_advantages",
+    "meta_rewards",
     "method",
     "needs",
+    "opposite_pair",
     "policy_loss",
+    "predicted_trivial",
     "token_weights",
+    "uncertainty_weights",
+    "value_loss",
 ]

@@ -4,26 +4,54 @@
 documents itself. Nothing here is computed; nothing is printed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jgrpo.algo.methods import METHODS, SLOTS, Method, method
+from jgrpo.algo.methods import METHODS, SLOTS, Constant, Method, method
 from jgrpo.algo.slots import TABLES, choices, constants, needs, penalised
 
 # What `needs` names, as a sentence for the reader.
 NEEDS: Mapping[str, str] = {
     "ref_logp": "log-probs of the completions under a frozen reference policy",
+    "behavior_logp": "the log-probs that the sampler drew the tokens at",
+    "entropy": "the entropy of the policy before each token, with gradient",
+    "segments": "the item that each token belongs to",
+    "constraint_scale": "algo.constraint_scale of the whole batch, before every update",
+    "late": "algo.late_advantages on the whole batch, before every update",
     "sequence_kl": "the summed log-ratio of each completion to the reference policy",
+    "token_kl": "the log-ratio of each token to the reference policy",
     "lengths": "the length of each completion and the length limit",
+    "mean_logp": "the mean log-prob of each completion",
+    "mask": "which tokens are trained, when advantages are made",
+    "tokens": "the token ids, when advantages are made",
+    "values": "a critic's prediction before each token",
+    "strata": "the stratum of each completion",
+    "reference": "which rows are worked solutions",
+    "prior": "the predicted mean reward of each prompt",
+    "prompt_ids": "the number of each prompt in the data set",
+    "drift": "how far the policy moved on the prompt's previous completion",
+    "columns": "several rewards per completion, as columns",
+    "state": "a state kept from step to step, from algo.init_state",
+    "allocation": "groups whose sizes algo.allocation gives",
     "solutions": "worked reference solutions in the data",
 }
 SOURCES: Mapping[str, str] = {
     "policy": "completions are sampled from the policy",
     "reference": "completions are the data's worked solutions",
+    "both": "completions are sampled, and each group has the data's worked solution as a row more",
 }
 KL_IN: Mapping[str, str] = {
     "loss": "kappa is added to the loss of each token",
     "reward": "kappa is summed over the completion and subtracted from its reward",
+    "token_reward": "kappa is subtracted from the reward of each token",
+}
+# Choices that do nothing, which a page leaves out.
+IDLE: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("shape", "combine", "post", "late", "veto", "penalty", "bonus", "constraint", "tracker"),
+        "none",
+    ),
+    "allocate": "uniform",
 }
 SYMBOLS = """\
 | symbol | meaning |
@@ -31,12 +59,15 @@ SYMBOLS = """\
 | `i`, `t`, `j` | completion, token position, completion of the same group as `i` |
 | `R`, `R'` | reward as scored; after the transform |
 | `A` | advantage of a completion (of each of its tokens) |
+| `k`, `K` | reward column, or item of a list; their number |
+| `V`, `p` | value that something else predicts; success rate |
 | `lp`, `old`, `ref` | log-prob of a token: policy, policy at the start of the step, reference |
+| `beh`, `H` | log-prob at which the sampler drew the token; entropy of the policy before it |
 | `d` | `lp - old`, clamped to [-20, 20] |
 | `m`, `n` | mask of trained tokens; their number in a completion |
 | `ell`, `rho` | log-ratio after the level is chosen; `exp(ell)` |
 | `sg(x)` | `x` without gradient |
-| `phi` | per-token surrogate, maximised |
+| `phi`, `v` | per-token surrogate, maximised; factor on it without gradient |
 | `w` | weight of a token, over the whole batch of an update |
 | `G`, `B`, `B+` | completions per prompt; completions; completions with a trained token |"""
 INTRODUCTION = """\
@@ -47,11 +78,12 @@ prints one of the pages below.
 
 Names and constants are the papers'. Where a computation departs from the paper, or the paper gives
 no number, the row says so. *Evidence* says how a formula was checked: "executed" means that it gave
-the loss and the gradient of the named code."""
+the loss and the gradient of the named code; "weak" means that parts are reconstructed."""
 
 COMBINING = """\
 Every choice of every slot. Slots combine freely; what contradicts itself (a k3 penalty in the
-reward, say) is refused with the reason."""
+reward, say) is refused with the reason. A function of your own fills a slot under its path,
+`package.module:function`: see [using the algebra](using_the_algebra.md)."""
 
 
 def methods_table() -> list[dict[str, Any]]:
@@ -83,12 +115,14 @@ def method_page(name: str) -> str:
 
 def methods_page() -> str:
     """The whole of docs/methods.md."""
-    slots = ["shape", "base", "scale", "level", "trust", "weights", "penalty"]
+    slots = ["base", "scale", "level", "trust", "weights", "penalty"]
     lines = ["# Methods", "", INTRODUCTION, ""]
-    lines += [f"| method | {' | '.join(slots)} | paper |", "|---" * (len(slots) + 2) + "|"]
+    lines += [f"| method | {' | '.join(slots)} | further | paper |"]
+    lines += ["|---" * (len(slots) + 3) + "|"]
     for m in METHODS.values():
-        cells = [f"[{m.name}](#{m.name})", *(getattr(m, slot) for slot in slots), m.paper]
-        lines.append(f"| {' | '.join(cells)} |")
+        further = [f"{slot} {choice}" for slot, choice in _busy(m) if slot not in slots]
+        cells = [f"[{m.name}](#{m.name})", *(getattr(m, slot) for slot in slots)]
+        lines.append(f"| {' | '.join([*cells, ', '.join(further) or 'none', m.paper])} |")
     lines += ["", "## Symbols", "", SYMBOLS, ""]
     lines += [line for m in METHODS.values() for line in (method_page(m.name), "")][:-1]
     lines += ["## Slots", "", COMBINING, ""]
@@ -104,6 +138,7 @@ def _record(m: Method) -> dict[str, Any]:
     return {
         "name": m.name,
         "slots": {slot: getattr(m, slot) for slot in SLOTS},
+        "changes": dict(_changes(m)),
         "constants": constants(m),
         "needs": sorted(needs(m)),
         "paper": m.paper,
@@ -113,21 +148,39 @@ def _record(m: Method) -> dict[str, Any]:
     }
 
 
+def _changes(m: Method) -> Iterator[tuple[str, Constant]]:
+    """Slots in which the method differs from grpo, and constants in which it does there."""
+    grpo = METHODS["grpo"]
+    for field in (*SLOTS, *constants(m)):
+        if getattr(m, field) != getattr(grpo, field):
+            yield field, getattr(m, field)
+
+
+def _busy(m: Method) -> Iterator[tuple[str, str]]:
+    """The slots that do something, in the order of the computation."""
+    idle = {**IDLE, "sampler": "uniform", "source": "policy", "kl_in": "loss"}
+    for slot in ("source", *TABLES):
+        if getattr(m, slot) != idle.get(slot):
+            yield slot, getattr(m, slot)
+
+
 def _formulas(m: Method) -> list[str]:
     """The composition, one slot a line, with the slots that do nothing left out."""
+    policy = "-phi_it" if m.veto == "none" else "-v_it phi_it"
     loss_kl = f" + {m.kl_coef} kappa_it" if penalised(m, "loss") else ""
-    lines = [f"loss = sum_it w_it (-phi_it{loss_kl})", ""]
-    chosen = {slot: choice.formula for slot, choice in choices(m).items()}
-    chosen["source"] = SOURCES[m.source]
+    further = "" if m.constraint == "none" else " + C"
+    lines = [f"loss = sum_it w_it ({policy}{loss_kl}){further}", ""]
+    texts = {slot: choice.formula for slot, choice in choices(m).items()}
+    texts["source"] = SOURCES[m.source]
     if m.trust == "linear":
-        chosen["level"] = "not used: phi has no ratio"
+        texts["level"] = "not used: phi has no ratio"
     if penalised(m, "reward"):
-        chosen["penalty"] += f", R'_i less {m.kl_coef} sum_t kappa_it"
-    order = ("source", *TABLES)
-    silent = {"post": "none", "shape": "none", "penalty": "none"}
-    for slot in order:
-        if getattr(m, slot) != silent.get(slot):
-            lines.append(f"{slot + ' ' + getattr(m, slot):<26}  {chosen[slot]}")
+        texts["penalty"] += f", R'_i less {m.kl_coef} sum_t kappa_it"
+    if penalised(m, "token_reward"):
+        texts["penalty"] += f", {m.kl_coef} kappa_it less at each token"
+    for slot in ("source", *TABLES):
+        if getattr(m, slot) != IDLE.get(slot):
+            lines.append(f"{slot + ' ' + getattr(m, slot):<26}  {texts[slot]}")
     return lines
 
 
@@ -147,4 +200,4 @@ def _slot_text(slot: str, choice: str) -> str:
     if slot == "kl_in":
         return KL_IN[choice]
     formula = TABLES[slot][choice].formula
-    return formula if slot == "sampler" else f"`{formula}`"
+    return formula if slot in ("sampler", "allocate", "tracker") else f"`{formula}`"

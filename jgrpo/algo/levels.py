@@ -2,17 +2,23 @@
 
 Letters: B sequences, T token positions. Every choice has the signature `Level`: token log-ratios
 d = clamp(logp - old_logp, -20, 20), logp, mask and segment ids in, the log-ratio of each token's
-unit out. d and logp are 0 where the mask is False.
+unit out. d and logp are 0 where the mask is False. All are fixed linear operators on d; the path of
+the gradient is either through the operator, or local: only through the token's own log-prob.
 """
 
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
+import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Int
 
 from jgrpo.algo.choice import Choice
+
+# Cap of the log-ratio of a prefix, and bound of that of a whole sequence (both grow with length).
+MAX_PREFIX_LOG_RATIO = 10.0
+MAX_SEQUENCE_LOG_RATIO = 20.0
 
 Level: TypeAlias = Callable[
     [Float[Array, "B T"], Float[Array, "B T"], Bool[Array, "B T"], Int[Array, "B T"] | None],
@@ -69,6 +75,86 @@ def sequence_token(
     return value + (logp - stop_gradient(logp))
 
 
+def segment(
+    log_ratio: Float[Array, "B T"],
+    logp: Float[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    segments: Int[Array, "B T"] | None,
+) -> Float[Array, "B T"]:
+    """One ratio per item of a list: the mean over the item's tokens, gradients through it.
+
+    Raises:
+      ValueError: if `segments` is missing.
+
+    References:
+      Rank-GRPO, arXiv:2510.20150. Departs: none.
+    """
+    if segments is None:
+        raise ValueError("level 'segment' needs segments: pass the item id of each token")
+    width = log_ratio.shape[1]
+    inside = mask & (segments >= 0)
+    # Ids beyond the width share one bin; there cannot be more items than tokens.
+    ids = jnp.where(inside, jnp.minimum(segments, width - 1), width)
+
+    def row_mean(d_T: Float[Array, " T"], ids_T: Int[Array, " T"]) -> Float[Array, " T"]:
+        total = jax.ops.segment_sum(d_T, ids_T, width + 1)
+        number = jax.ops.segment_sum(jnp.ones_like(d_T), ids_T, width + 1)
+        return (total / jnp.maximum(number, 1.0))[ids_T]
+
+    return jnp.where(inside, jax.vmap(row_mean)(log_ratio, ids), 0.0)
+
+
+def prefix_sum(
+    log_ratio: Float[Array, "B T"],
+    logp: Float[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    segments: Int[Array, "B T"] | None,
+) -> Float[Array, "B T"]:
+    """The log-ratio of all tokens up to this one, capped at 10; in gradient, the token's own.
+
+    References:
+      CTPO, arXiv:2605.07331, `cum-token-cumprod`. Departs: none.
+    """
+    return _capped_local(jnp.cumsum(log_ratio, axis=1), logp)
+
+
+def prefix_mean(
+    log_ratio: Float[Array, "B T"],
+    logp: Float[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    segments: Int[Array, "B T"] | None,
+) -> Float[Array, "B T"]:
+    """The mean log-ratio of the tokens up to this one; in gradient, the token's own log-prob.
+
+    References:
+      CTPO, arXiv:2605.07331, `cum-token-geomean`. Departs: none.
+    """
+    steps = jnp.maximum(jnp.cumsum(mask, axis=1), 1).astype(jnp.float32)
+    return _capped_local(jnp.cumsum(log_ratio, axis=1) / steps, logp)
+
+
+def sequence_sum(
+    log_ratio: Float[Array, "B T"],
+    logp: Float[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    segments: Int[Array, "B T"] | None,
+) -> Float[Array, "B T"]:
+    """The log-ratio of the whole sequence without gradient, bounded to [-20, 20].
+
+    References:
+      VESPO, as in TRL. Departs: the bound; the gate is 0 beyond it at the method's constants.
+    """
+    total = jnp.sum(log_ratio, axis=1, keepdims=True)
+    bounded = jnp.clip(total, -MAX_SEQUENCE_LOG_RATIO, MAX_SEQUENCE_LOG_RATIO)
+    return stop_gradient(jnp.broadcast_to(bounded, log_ratio.shape))
+
+
+def _capped_local(value: Float[Array, "B T"], logp: Float[Array, "B T"]) -> Float[Array, "B T"]:
+    """The value with the gradient of the token's log-prob; without any where it is capped."""
+    local = stop_gradient(value) + (logp - stop_gradient(logp))
+    return jnp.where(value > MAX_PREFIX_LOG_RATIO, MAX_PREFIX_LOG_RATIO, local)
+
+
 LEVELS: Mapping[str, Choice[Level]] = {
     "token": Choice(
         function=token,
@@ -93,5 +179,29 @@ LEVELS: Mapping[str, Choice[Level]] = {
             "The mean log-ratio is far smaller than a token's, so clip ranges are of order 1e-4; "
             "on short completions that range clips at once: widen it.",
         ),
+    ),
+    "segment": Choice(
+        function=segment,
+        formula="ell_it = mean of d over the tokens of t's item, gradient through the mean",
+        needs=("segments",),
+        watch=("ratio/deviation_max", "ratio/clip_fraction"),
+        pitfalls=("Tokens of no item have ratio 1.",),
+    ),
+    "prefix_sum": Choice(
+        function=prefix_sum,
+        formula="ell_it = min(sg(sum_{s <= t} m_is d_is) + lp_it - sg(lp_it), 10)",
+        watch=("ratio/deviation_max", "ratio/clip_fraction"),
+        pitfalls=("The ratio of a prefix drifts with its length: fixed clip ranges cut the end.",),
+    ),
+    "prefix_mean": Choice(
+        function=prefix_mean,
+        formula="ell_it = min(sg(mean_{s <= t} d_is) + lp_it - sg(lp_it), 10)",
+        watch=("ratio/deviation_max", "ratio/clip_fraction"),
+    ),
+    "sequence_sum": Choice(
+        function=sequence_sum,
+        formula="ell_it = sg(clip(sum_s m_is d_is, -20, 20))",
+        watch=("ratio/deviation_max",),
+        pitfalls=("Has no gradient: use it with trust vespo or cispo, whose gradient is A lp.",),
     ),
 }

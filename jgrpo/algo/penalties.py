@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import jax.numpy as jnp
+from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
 from jgrpo.algo.choice import Choice
@@ -39,6 +40,16 @@ def k3(log_ratio: Float[Array, "B T"]) -> Float[Array, "B T"]:
     return jnp.expm1(-log_ratio) + log_ratio
 
 
+def k3_plus(log_ratio: Float[Array, "B T"]) -> Float[Array, "B T"]:
+    """The value of k3 with the gradient of k2.
+
+    References:
+      verl's `k3+`. Departs: none.
+    """
+    smooth = k2(log_ratio)
+    return stop_gradient(k3(log_ratio) - smooth) + smooth
+
+
 PENALTIES: Mapping[str, Choice[Penalty]] = {
     "none": Choice(function=no_penalty, formula="kappa = 0"),
     "k1": Choice(
@@ -65,5 +76,12 @@ PENALTIES: Mapping[str, Choice[Penalty]] = {
         pitfalls=(
             "Grows exponentially where the policy gives a token far less than the reference does.",
         ),
+    ),
+    "k3_plus": Choice(
+        function=k3_plus,
+        formula="kappa = exp(-u) + u - 1 in value, u^2 / 2 in gradient, u = lp - ref",
+        constants=("kl_coef",),
+        needs=("ref_logp",),
+        watch=("kl/ref", "loss/kl"),
     ),
 }

@@ -1,7 +1,7 @@
 """Side information of the advantage slots: everything about a group that is not its reward.
 
-Letters: P prompts, G completions per prompt. A field is None unless a slot of the method needs it
-(`jgrpo.algo.needs` says which).
+Letters: P prompts, G completions per prompt, K reward columns, T token positions. A field is None
+unless a slot of the method needs it (`jgrpo.algo.needs` says which).
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from typing import TypeVar
 import jax
 from jaxtyping import Bool, Float, Int
 
-from jgrpo.algo.methods import Method
+from jgrpo.algo.row import Method
 from jgrpo.types import AnyArray
 
 T = TypeVar("T")
@@ -27,6 +27,18 @@ class Side:
       sequence_kl: sum over a completion's tokens of logp - ref_logp, in nats.
       valid: True where the reward counts; other rows enter no statistic and get advantage 0.
       correct: the outcome alone, where rewards also hold other terms; `dynamic_keep` filters on it.
+      mean_logp: mean old log-prob of a completion's tokens, in nats.
+      strata: completions are compared within the stratum of this number.
+      reference: True for rows that are worked solutions, not sampled.
+      applicable: True where a reward column says something about a completion.
+      prompt_ids: number of each prompt in the data set; indexes the tracker's state.
+      prior: predicted mean reward of each prompt, in reward units.
+      drift: mean |logp then - logp now| over the prompt's previous completion, 0 if there is none.
+      mask: True at trained tokens.
+      tokens: token ids.
+      token_kl: old_logp - ref_logp of each token, in nats.
+      values: predicted return before each token, from a critic, in reward units.
+      segments: item that each token belongs to, from 0; below 0 none.
     """
 
     lengths: Int[AnyArray, "P G"] | None = None
@@ -34,6 +46,18 @@ class Side:
     sequence_kl: Float[AnyArray, "P G"] | None = None
     valid: Bool[AnyArray, "P G"] | None = None
     correct: Bool[AnyArray, "P G"] | None = None
+    mean_logp: Float[AnyArray, "P G"] | None = None
+    strata: Int[AnyArray, "P G"] | None = None
+    reference: Bool[AnyArray, "P G"] | None = None
+    applicable: Bool[AnyArray, "P G K"] | None = None
+    prompt_ids: Int[AnyArray, " P"] | None = None
+    prior: Float[AnyArray, " P"] | None = None
+    drift: Float[AnyArray, " P"] | None = None
+    mask: Bool[AnyArray, "P G T"] | None = None
+    tokens: Int[AnyArray, "P G T"] | None = None
+    token_kl: Float[AnyArray, "P G T"] | None = None
+    values: Float[AnyArray, "P G T"] | None = None
+    segments: Int[AnyArray, "P G T"] | None = None
 
 
 def required(value: T | None, name: str, m: Method) -> T:

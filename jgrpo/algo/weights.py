@@ -11,8 +11,8 @@ from typing import TypeAlias
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jgrpo.algo.choice import Choice
-from jgrpo.algo.methods import Method
+from jgrpo.algo.choice import Choice, chosen
+from jgrpo.algo.row import Method
 from jgrpo.types import AnyArray
 
 # (m, mask as 0 and 1, row lengths) -> weights
@@ -33,7 +33,7 @@ def token_weights(m: Method, mask: Bool[AnyArray, "B T"]) -> Float[Array, "B T"]
       Non-negative float32 weights, 0 where the mask is False; all 0 for an empty batch.
     """
     ones = jnp.asarray(mask).astype(jnp.float32)
-    return WEIGHTS[m.weights].function(m, ones, jnp.sum(ones, axis=1, keepdims=True))
+    return chosen(WEIGHTS, m.weights).function(m, ones, jnp.sum(ones, axis=1, keepdims=True))
 
 
 def token_mean(
@@ -80,6 +80,39 @@ def constant_length(
     return mask / (mask.shape[0] * m.constant_length_tokens)
 
 
+def token_sum(
+    m: Method, mask: Float[Array, "B T"], lengths: Float[Array, "B 1"]
+) -> Float[Array, "B T"]:
+    """1: a plain sum over tokens, which grows with the batch.
+
+    References:
+      verl's `token-sum`. Departs: none.
+    """
+    return mask
+
+
+def sequence_mean_all(
+    m: Method, mask: Float[Array, "B T"], lengths: Float[Array, "B 1"]
+) -> Float[Array, "B T"]:
+    """1 / (n_i B): every sequence counts the same, empty ones too.
+
+    References:
+      TRL's `grpo`. Departs: none.
+    """
+    return mask / (jnp.maximum(lengths, 1.0) * mask.shape[0])
+
+
+def sequence_sum_constant(
+    m: Method, mask: Float[Array, "B T"], lengths: Float[Array, "B 1"]
+) -> Float[Array, "B T"]:
+    """1 / (B+ L), L = `constant_length_tokens`: as `constant_length`, without the empty rows.
+
+    References:
+      verl's `seq-mean-token-sum-norm`. Departs: L is a constant, never the padded width.
+    """
+    return mask / (_filled(lengths) * m.constant_length_tokens)
+
+
 def _filled(lengths: Float[Array, "B 1"]) -> Float[Array, ""]:
     return jnp.maximum(jnp.sum((lengths > 0).astype(jnp.float32)), 1.0)
 
@@ -114,5 +147,26 @@ WEIGHTS: Mapping[str, Choice[Weights]] = {
             "constant_length_tokens scales the loss: with the default of 3000 and short "
             "completions gradients are tiny, which AdamW hides and a gradient-norm clip does not.",
         ),
+    ),
+    "token_sum": Choice(
+        function=token_sum,
+        formula="w_it = m_it",
+        watch=("grad/norm",),
+        pitfalls=(
+            "The loss grows with batch and length: tune learning rate or gradient clipping.",
+        ),
+    ),
+    "sequence_mean_all": Choice(
+        function=sequence_mean_all,
+        formula="w_it = m_it / (n_i B)",
+        watch=("completion/length_mean",),
+        pitfalls=("Completions taken out of the batch still shrink the loss.",),
+    ),
+    "sequence_sum_constant": Choice(
+        function=sequence_sum_constant,
+        formula="w_it = m_it / (B+ constant_length_tokens)",
+        constants=("constant_length_tokens",),
+        watch=("grad/norm",),
+        pitfalls=("constant_length_tokens scales the loss, and with it the gradient.",),
     ),
 }

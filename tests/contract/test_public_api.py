@@ -17,7 +17,13 @@ SIGNATURES = {
     "method": "name **overrides",
     "advantages": "m rewards side= state=",
     "token_weights": "m mask",
-    "policy_loss": "m logp * old_logp mask advantages ref_logp= weights= token_share= segments=",
+    "policy_loss": "m logp * old_logp mask advantages ref_logp= weights= token_share= segments= "
+    "behavior_logp= entropy= constraint_scale=",
+    "late_advantages": "m logp * old_logp mask targets weights=",
+    "constraint_scale": "m logp * old_logp mask",
+    "init_state": "m * num_prompts= outcomes=",
+    "allocation": "m estimates budget",
+    "gae": "rewards values mask * gamma= gae_lambda=",
 }
 # Fields in order; `=` marks those with a default.
 RECORDS = {

@@ -40,7 +40,7 @@ def test_gradient_paths_differ_where_the_values_agree():
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(0, 2**32 - 1),
-    st.sampled_from([(1, 1), (3, 4)]),
+    st.sampled_from([(1, 1), (2, 3)]),
     st.sampled_from([0.02, 0.3]),
     st.sampled_from(["token_mean", "sequence_mean", "sequence_sum"]),
 )

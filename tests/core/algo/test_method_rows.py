@@ -7,6 +7,13 @@ from jgrpo.algo import METHODS, Method, method, needs
 from jgrpo.algo.methods import FIELDS, SLOTS, TEXTS, field_problems
 from jgrpo.algo.slots import TABLES, constants
 
+FAMILY = """
+grpo ppo_clip rloo reinforce_pp reinforce_pp_baseline dr_grpo dapo cispo gspo gspo_token luspo gmpo
+sapo vespo ctpo rank_grpo bnpo mc_grpo ngrpo spo stratified_grpo gdpo mo_grpo multi_objective_grpo
+c_grpo fgrpo unlikeliness tempsamp_r1 weighted_grpo xrpo tempo masa knapsack v0 v0_5 mu_grpo disco
+drpo reg_grpo grao sft
+"""
+
 
 @pytest.mark.parametrize("slot", TABLES)
 def test_slot_names_are_the_keys_of_the_slot_table(slot):
@@ -86,6 +93,14 @@ def test_integers_become_floats_where_the_field_is_a_number():
         (lambda: method("grpo", dual_clip=1.2), ["dual_clip", "above 1 + clip_high = 1.2"]),
         (lambda: dataclasses.replace(METHODS["grpo"], clip_low=2.0), ["clip_low", "got 2.0"]),
         (lambda: Method(name="mine", base="median"), ["method 'mine'", "base", "group_mean"]),
+        (lambda: method("reinforce_pp", post="none"), ["post: must be 'returns' or 'gae'"]),
+        (lambda: method("reinforce_pp", penalty="k3"), ["penalty: must be 'k1' or 'none'"]),
+        (lambda: method("grpo", combine="keep"), ["post: must be 'items' with combine 'keep'"]),
+        (lambda: method("grpo", base="tracker"), ["tracker: must be 'beta'", "got 'none'"]),
+        (lambda: method("disco", trust="clip"), ["trust: must be 'linear' with late 'disco'"]),
+        (lambda: method("bnpo", max_value=0.0), ["max_value: must be above min_value = 0.0"]),
+        (lambda: method("gdpo", reward_weights=1.0), ["reward_weights: must be a list of num"]),
+        (lambda: method("gdpo", reward_weights=(1.0, "x")), ["each item must be a number"]),
     ],
 )  # fmt: skip
 def test_invalid_method_is_refused_naming_field_value_and_what_is_allowed(call, words):
@@ -93,6 +108,17 @@ def test_invalid_method_is_refused_naming_field_value_and_what_is_allowed(call, 
         call()
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_list_of_numbers_may_come_from_yaml_and_is_kept_as_a_tuple():
+    m = method("gdpo", reward_weights=[1.0, 0.5])
+    assert m.reward_weights == (1.0, 0.5)
+    assert hash(m)
+    assert method("fgrpo", dual_thresholds=[0.95, 0.95, 0.7]) == METHODS["fgrpo"]
+
+
+def test_every_name_of_the_family_is_a_row():
+    assert set(METHODS) == set(FAMILY.split())
 
 
 def test_all_faults_are_reported_at_once():
@@ -125,6 +151,15 @@ def test_json_with_a_wrong_slot_or_range_is_refused():
         (METHODS["rloo"], {"ref_logp", "sequence_kl"}),
         (method("rloo", kl_coef=0.0), set()),
         (METHODS["sft"], {"solutions"}),
+        (METHODS["ppo_clip"], {"mask", "values", "ref_logp", "token_kl"}),
+        (METHODS["rank_grpo"], {"columns", "mask", "segments", "ref_logp"}),
+        (METHODS["spo"], {"prompt_ids", "drift", "state"}),
+        (METHODS["c_grpo"], {"columns", "behavior_logp"}),
+        (METHODS["tempo"], {"mask", "tokens"}),
+        (METHODS["disco"], {"late", "constraint_scale"}),
+        (METHODS["grao"], {"reference", "solutions"}),
+        (METHODS["v0_5"], {"allocation", "prior", "ref_logp"}),
+        (method("gspo", bonus="entropy", entropy_coef=0.01), {"entropy"}),
     ],
 )
 def test_needs_follow_from_the_slots(m, expected):

@@ -10,6 +10,7 @@ from jgrpo.algo import method, policy_loss
 
 GRPO = {"penalty": "none"}
 ROOMY = {"clip_low": 0.2, "clip_high": 0.28}
+WIDE = {"la_clip_low": 0.25, "la_clip_high": 0.2, "la_clip_c": 0.6}
 
 
 def value_and_grad(m, logp, old, mask, advantages):
@@ -34,11 +35,24 @@ def value_and_grad(m, logp, old, mask, advantages):
         (method("gspo_token"), -0.000350, [[0, 0, 0], [0, 0, 0]]),
         (method("gspo", **ROOMY), -0.067837, [[-0.181151] * 3, [0.237807, 0.237807, 0]]),
         (method("gspo_token", **ROOMY), -0.067837, [[-0.181151] * 3, [0.237807, 0.237807, 0]]),
-        (method("gspo", weights="sequence_sum", **ROOMY), -0.679127,
-         [[-0.543452] * 3, [0.475615, 0.475615, 0]]),
+        (method("luspo", **ROOMY), -0.679127, [[-0.543452] * 3, [0.475615, 0.475615, 0]]),
+        (method("ngrpo"), -0.214417, [[0, -0.180967, -0.210254], [0.256805, 0, 0]]),
+        (method("gmpo"), -0.067837, [[-0.181151] * 3, [0.237807, 0.237807, 0]]),
+        (method("gmpo", cliprange=0.2), -0.012978,
+         [[0, -0.175212, -0.175212], [0.256329, 0, 0]]),
+        (method("sapo"), -0.100793,
+         [[-0.218230, -0.150465, -0.175097], [0.313973, 0.172004, 0]]),
+        (method("ctpo"), -0.239694, [[0, 0, 0], [0, 0, 0]]),
+        (method("ctpo", **WIDE), -0.307594, [[0, -0.244281, -0.256805], [0.256805, 0.180967, 0]]),
+        (method("ctpo", level="prefix_mean", **WIDE | {"clip_ratio_la_power": -0.5}), -0.235645,
+         [[0, -0.221034, -0.217381], [0.256805, 0.190246, 0]]),
+        (method("ctpo", trust="clip", dual_clip=3.0), -0.282227,
+         [[0, 0, 0], [0.256805, 0.180967, 0]]),
+        (method("vespo"), 0.044880, [[-0.140645] * 3, [0.179225, 0.179225, 0]]),
     ],
-    ids=["D1 grpo", "D1 dapo", "D1 dr_grpo", "D1 ngrpo", "D2 cispo", "D3", "D4", "D3 wide",
-         "D4 wide", "D10 luspo"],
+    ids=["D1 grpo", "D1 dapo", "D1 dr_grpo", "D1 dapo 16/24", "D2 cispo", "D3", "D4", "D3 wide",
+         "D4 wide", "D10 luspo", "D1 ngrpo", "D5", "D5 narrow", "D6", "D7", "D7 wide", "D7 mean",
+         "D7 plain", "D10 vespo"],
 )  # fmt: skip
 def test_worked_example_ft(m, loss, gradient):
     got, slope, _ = value_and_grad(
@@ -46,6 +60,22 @@ def test_worked_example_ft(m, loss, gradient):
     )
     np.testing.assert_allclose(got, loss, atol=6e-7)
     np.testing.assert_allclose(slope, gradient, atol=6e-7)
+
+
+def test_worked_example_of_items():
+    """D8: segments [[0, 0, 1], [0, 1, -]], one advantage per item."""
+    loss, slope = jax.value_and_grad(
+        lambda x: policy_loss(
+            method("rank_grpo", kl_coef=0.0),
+            x,
+            old_logp=oracles.FT_OLD,
+            mask=oracles.FT_MASK,
+            advantages=np.array([[1, 1, -0.5], [-1, 0.5, 9]], np.float32),
+            segments=np.array([[0, 0, 1], [0, 1, -1]]),
+        )[0]
+    )(oracles.FT_LOGP)
+    np.testing.assert_allclose(loss, -0.140537, atol=6e-7)
+    np.testing.assert_allclose(slope, [[0, 0, 0.105127], [0.256805, -0.070469, 0]], atol=6e-7)
 
 
 def test_dual_clip_bounds_the_loss_of_negative_advantages():
@@ -107,10 +137,10 @@ def test_cispo_truncates_the_weight_on_both_signs_and_reports_it():
 @given(st.integers(0, 2**32 - 1))
 def test_law_4_cispo_without_truncation_has_the_unclipped_gradient(seed):
     draw = np.random.default_rng(seed)
-    old = -draw.exponential(size=(3, 4)).astype(np.float32)
-    logp = (old + 0.5 * draw.normal(size=(3, 4))).astype(np.float32)
-    mask = draw.random((3, 4)) < 0.8
-    adv = draw.normal(size=3).astype(np.float32)
+    old = -draw.exponential(size=(2, 3)).astype(np.float32)
+    logp = (old + 0.5 * draw.normal(size=(2, 3))).astype(np.float32)
+    mask = draw.random((2, 3)) < 0.8
+    adv = draw.normal(size=2).astype(np.float32)
     wide = {"clip_low": 1.0, "clip_high": 1e9}
     _, ours, _ = value_and_grad(method("cispo", **wide), logp, old, mask, adv)
     plain = method("dapo", dual_clip=0.0, **wide)

@@ -19,6 +19,9 @@ masks = arrays(bool, st.sampled_from([(1, 1), (2, 3), (4, 5)]))
         ("sequence_mean", 3.0),
         ("sequence_sum", 5.0),
         ("constant_length", 0.833333),
+        ("token_sum", 10.0),
+        ("sequence_mean_all", 2.0),
+        ("sequence_sum_constant", 1.25),
     ],
 )
 def test_worked_example_with_an_empty_row(weights, expected):
