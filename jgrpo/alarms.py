@@ -74,7 +74,8 @@ class Alarms:
           The warnings that are new, each with its name in front.
         """
         # A mean with a nan in it is nan, and no comparison with nan fires.
-        row = {name: math.nan if metrics[name] is None else metrics[name] for name in _NAMES}
+        values = {name: metrics.get(name) for name in _NAMES}
+        row = {name: math.nan if value is None else value for name, value in values.items()}
         self._rows.append(row)
         if len(self._rows) < _WINDOW:
             return []
