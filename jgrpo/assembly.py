@@ -6,6 +6,7 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
+from jgrpo import algo
 from jgrpo.collect import Collector
 from jgrpo.config import Config
 from jgrpo.data.tasks import load_task
@@ -16,9 +17,10 @@ from jgrpo.learner.step import Learner
 from jgrpo.models.architecture import logical_axes
 from jgrpo.models.load import LoadedModel, load
 from jgrpo.parallel.mesh import make_mesh
-from jgrpo.parallel.rules import param_shardings
+from jgrpo.parallel.rules import param_shardings, replicated
 from jgrpo.rewards.score import build, close
 from jgrpo.rollout.engine import Engine
+from jgrpo.types import TrainState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,6 +44,15 @@ class Run:
     learner: Learner
     evaluator: Evaluator
     root: Key[Array, ""]
+
+    def initial_state(self) -> TrainState:
+        """The initial weights on the mesh, with fresh states of optimizer and method."""
+        method, state = self.cfg.method, self.learner.init(self.model.params)
+        if "state" not in algo.needs(method):
+            return state
+        strategy = algo.init_state(method, num_prompts=len(self.collector.task.train))
+        placed = jax.device_put(strategy, replicated(self.mesh))
+        return dataclasses.replace(state, strategy=placed)
 
     def close(self) -> None:
         """Ends the worker processes of the rewards."""
@@ -76,7 +87,7 @@ def assemble(cfg: Config) -> Run:
     )
     learner = Learner(
         graphdef=model.graphdef,
-        method=cfg.method,
+        method=algo.uncoupled(cfg.method),
         optimizer=make_optimizer(cfg.optim, cfg.run.steps),
         mesh=mesh,
         shapes=shapes,

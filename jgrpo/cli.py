@@ -262,12 +262,12 @@ def _methods(args: argparse.Namespace) -> None:
         print(method_page(args.name))
     else:
         table = Table(title=f"{len(METHODS)} methods (jgrpo methods NAME for one page)")
-        for header in ("method", "slots", "constants", "paper", "departs"):
+        for header in ("method", "differs from grpo by", "paper", "evidence"):
             table.add_column(header)
         for row in rows:
-            slots = " ".join(f"{k}={v}" for k, v in row["slots"].items() if v != "none")
-            constants = " ".join(f"{k}={v}" for k, v in row["constants"].items())
-            table.add_row(row["name"], slots, constants, row["paper"], row["departs"])
+            changes = " ".join(f"{name}={value}" for name, value in row["changes"].items())
+            weak = "weak" if row["evidence"].startswith("weak") else ""
+            table.add_row(row["name"], changes, row["paper"], weak)
         Console().print(table)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from numpy import ndarray
 
 from jgrpo import algo
@@ -37,9 +37,11 @@ class Collected:
 
     Attributes:
       examples: the prompts as text.
+      prompt_ids: their numbers in the task's training data.
       rollouts: their completions.
       completions: the completions as text, N of them.
       scores: rewards of the N completions.
+      reference: True for completions that are worked solutions; None if none is.
       kept: False for groups that only fill the batch up.
       rounds: sampling rounds it took.
       cursor: prompts taken from the run's order, these included.
@@ -48,9 +50,11 @@ class Collected:
     """
 
     examples: Sequence[Example]
+    prompt_ids: Int[ndarray, " P"]
     rollouts: Rollouts
     completions: Sequence[str]
     scores: Scores
+    reference: Bool[ndarray, "P G"] | None
     kept: Bool[ndarray, " P"]
     rounds: int
     cursor: int
@@ -98,7 +102,7 @@ class Collector:
         """
         method, wanted = self.cfg.method, self.cfg.data.num_prompts_per_step
         rounds = [self._round(params, step, cursor)]
-        if method.sampler == "dynamic":
+        if method.sampler != "uniform":
             while sum(r.kept.sum() for r in rounds) < wanted:
                 if len(rounds) == method.dynamic_max_rounds:
                     break
@@ -109,31 +113,37 @@ class Collector:
 
     def _round(self, params: PyTree, step: int, cursor: int) -> Collected:
         """Samples and scores one batch of prompts."""
-        examples, prompts = self.prompts(cursor)
+        ids, examples, prompts = self.prompts(cursor)
         started = time.perf_counter()
-        group_size = self.cfg.rollout.group_size
-        scoring = begin(self.rewards, examples, group_size=group_size, step=step)
-        if self.cfg.method.source == "reference":
-            rollouts = self._references(examples, prompts)
-        else:
+        size, source = self.cfg.group_rows, self.cfg.method.source
+        scoring = begin(self.rewards, examples, group_size=size, step=step)
+        parts = []
+        if source != "reference":
             key = named_key(self.root, step, "rollout")
-            rollouts = self._sample(params, prompts, key, scoring)
+            parts.append(self._sample(params, prompts, key, scoring))
+        if source != "policy":
+            parts.append(self._references(examples, prompts))
+        rollouts = parts[0] if len(parts) == 1 else _beside(*parts)
         sampled = time.perf_counter()
         completions = texts(self.model, rollouts)
-        for row, ids in enumerate(completion_ids(rollouts)):
-            scoring.add(row, completions[row], ids)
+        for row, tokens in enumerate(completion_ids(rollouts)):
+            scoring.add(row, completions[row], tokens)
         scores = finish(scoring)
         scored = time.perf_counter()
-        rewards = scores.total.reshape(rollouts.mask.shape[:2])
+        shape = rollouts.mask.shape[:2]
         kept = np.ones(len(examples), bool)
-        if self.cfg.method.sampler == "dynamic":
-            side = algo.Side(valid=scores.valid.reshape(rewards.shape))
+        if self.cfg.method.sampler != "uniform":
+            side = algo.Side(valid=scores.valid.reshape(shape))
+            rewards = scores.total.reshape(shape)
             kept = np.asarray(algo.dynamic_keep(self.cfg.method, rewards, side))
+        reference = np.broadcast_to(np.arange(size) >= size - (source != "policy"), shape)
         return Collected(
             examples=examples,
+            prompt_ids=ids,
             rollouts=rollouts,
             completions=completions,
             scores=scores,
+            reference=None if source == "policy" else reference,
             kept=kept,
             rounds=1,
             cursor=cursor + len(examples),
@@ -141,8 +151,8 @@ class Collector:
             reward_s=scored - sampled,
         )
 
-    def prompts(self, cursor: int) -> tuple[list[Example], Prompts]:
-        """The prompts of one round: those at `cursor` in the run's order, as text and tokens."""
+    def prompts(self, cursor: int) -> tuple[Int[ndarray, " P"], list[Example], Prompts]:
+        """The prompts of one round, those at `cursor` in the run's order: ids, texts, tokens."""
         data = self.cfg.data
         ids = prompt_ids(
             len(self.task.train),
@@ -156,7 +166,7 @@ class Collector:
         tokens = prompt_batch(
             self.model.tokenizer, examples, uids, cfg=data, pad_id=self.model.pad_id
         )
-        return examples, tokens
+        return np.asarray(ids, np.int32), examples, tokens
 
     def _sample(
         self, params: PyTree, prompts: Prompts, key: Key[Array, ""], scoring: Scoring
@@ -165,8 +175,10 @@ class Collector:
         cfg = self.cfg.rollout
         isolated = any(reward.isolated for reward in self.rewards)
 
-        def hand_over(row: int, ids: list[int]) -> None:
-            scoring.add(row, _text(self.model, ids), ids)
+        def hand_over(row: int, tokens: list[int]) -> None:
+            prompt, place = divmod(row, cfg.group_size)
+            row = prompt * self.cfg.group_rows + place
+            scoring.add(row, _text(self.model, tokens), tokens)
 
         return self.engine.generate(
             params,
@@ -248,9 +260,11 @@ def _join(rounds: Sequence[Collected]) -> Collected:
     """Puts the groups of several rounds behind each other."""
     return Collected(
         examples=[example for r in rounds for example in r.examples],
+        prompt_ids=np.concatenate([r.prompt_ids for r in rounds]),
         rollouts=_join_rollouts([r.rollouts for r in rounds]),
         completions=[text for r in rounds for text in r.completions],
         scores=_join_scores([r.scores for r in rounds]),
+        reference=_join_references([r.reference for r in rounds]),
         kept=np.concatenate([r.kept for r in rounds]),
         rounds=len(rounds),
         cursor=rounds[-1].cursor,
@@ -268,6 +282,7 @@ def _select(collected: Collected, wanted: int) -> Collected:
     return dataclasses.replace(
         collected,
         examples=[collected.examples[i] for i in chosen.tolist()],
+        prompt_ids=collected.prompt_ids[chosen],
         rollouts=jax.tree.map(lambda x: np.asarray(x)[chosen], collected.rollouts),
         completions=[collected.completions[i] for i in rows.tolist()],
         scores=dataclasses.replace(
@@ -276,28 +291,58 @@ def _select(collected: Collected, wanted: int) -> Collected:
             total=scores.total[rows],
             valid=scores.valid[rows],
         ),
+        reference=None if collected.reference is None else collected.reference[chosen],
         kept=collected.kept[chosen],
     )
 
 
+def _join_references(
+    parts: Sequence[Bool[ndarray, "P G"] | None],
+) -> Bool[ndarray, "Q G"] | None:
+    found = [part for part in parts if part is not None]
+    return np.concatenate(found) if found else None
+
+
+def _beside(sampled: Rollouts, solutions: Rollouts) -> Rollouts:
+    """Puts the solution of each prompt behind its samples, as a further row of the group."""
+    wide = _of_one_width([sampled, solutions])
+    rows = jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *(_rows(part) for part in wide))
+    return Rollouts(prompts=sampled.prompts, **rows)
+
+
 def _join_rollouts(parts: Sequence[Rollouts]) -> Rollouts:
     prompt_width = max(part.prompts.tokens.shape[-1] for part in parts)
-    width = max(part.tokens.shape[-1] for part in parts)
     left = lambda x: np.pad(x, [(0, 0), (prompt_width - x.shape[-1], 0)])  # noqa: E731
-    right = lambda x: np.pad(x, [(0, 0), (0, 0), (0, width - x.shape[-1])])  # noqa: E731
     wide = [
         dataclasses.replace(
             part,
             prompts=dataclasses.replace(
                 part.prompts, tokens=left(part.prompts.tokens), mask=left(part.prompts.mask)
             ),
+        )
+        for part in _of_one_width(parts)
+    ]
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *wide)
+
+
+def _of_one_width(parts: Sequence[Rollouts]) -> list[Rollouts]:
+    width = max(part.tokens.shape[-1] for part in parts)
+    right = lambda x: np.pad(x, [(0, 0), (0, 0), (0, width - x.shape[-1])])  # noqa: E731
+    return [
+        dataclasses.replace(
+            part,
             tokens=right(part.tokens),
             mask=right(part.mask),
             behavior_logp=right(part.behavior_logp),
         )
         for part in parts
     ]
-    return jax.tree.map(lambda *xs: np.concatenate(xs), *wide)
+
+
+def _rows(rollouts: Rollouts) -> dict[str, ndarray]:
+    """What a record holds of completions, without their prompts."""
+    names = ("tokens", "mask", "behavior_logp", "finished")
+    return {name: np.asarray(getattr(rollouts, name)) for name in names}
 
 
 def _join_scores(parts: Sequence[Scores]) -> Scores:

@@ -258,3 +258,8 @@ class Config:
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
+
+    @property
+    def group_rows(self) -> int:
+        """Completions of a prompt that are trained on: the sampled ones, and a worked solution."""
+        return self.rollout.group_size + (self.method.source == "both")

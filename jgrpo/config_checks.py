@@ -7,6 +7,7 @@ annotations of `config.py`; what needs the model or the devices is checked when 
 import dataclasses
 from collections.abc import Callable, Iterator
 
+from jgrpo import algo
 from jgrpo.config import Config
 from jgrpo.config_schema import suggestion
 from jgrpo.data.tasks import TASKS
@@ -14,6 +15,19 @@ from jgrpo.rewards.functions import REWARDS
 
 FILE_TASKS = ("jsonl", "parquet", "hf", "gsm8k", "humaneval", "mbpp")
 """Tasks that read `data.path`."""
+
+
+SUPPLIED = frozenset(
+    {
+        *("ref_logp", "behavior_logp", "lengths", "sequence_kl", "token_kl", "mean_logp"),
+        *("mask", "tokens", "prompt_ids", "reference", "columns", "state", "solutions"),
+        *("late", "constraint_scale"),
+    }
+)
+"""What a training run can give a method (`algo.needs`)."""
+
+# Bases and scales that a completion without others can have.
+_ALONE = ("none", "tracker", "prior", "batch_mean", "batch_std", "beta_density")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +58,9 @@ def cross_checks(cfg: Config) -> list[Problem]:
 def _group(cfg: Config) -> Iterator[Problem]:
     method, size = cfg.method, cfg.rollout.group_size
     slots = {"base": method.base, "scale": method.scale}
-    comparing = [f"{slot} '{name}'" for slot, name in slots.items() if name != "none"]
-    if method.sampler == "dynamic":
-        comparing.append("sampler 'dynamic'")
+    comparing = [f"{slot} '{name}'" for slot, name in slots.items() if name not in _ALONE]
+    if method.sampler != "uniform":
+        comparing.append(f"sampler '{method.sampler}'")
     if comparing and size < 2:
         reason = ", ".join(comparing)
         yield Problem("rollout.group_size", f"must be at least 2 for {reason}, got {size}")
@@ -56,6 +70,26 @@ def _group(cfg: Config) -> Iterator[Problem]:
     if comparing and cfg.rollout.temperature == 0:
         message = "must be above 0, since greedy completions of a group are all the same, got 0"
         yield Problem("rollout.temperature", message)
+
+
+def _method(cfg: Config) -> Iterator[Problem]:
+    method, needed = cfg.method, algo.needs(cfg.method)
+    if missing := sorted(needed - SUPPLIED):
+        yield Problem(
+            "method.name",
+            f"{method.name!r} needs {', '.join(missing)}, which training runs do not supply yet; "
+            "jgrpo.algo computes it in a loop of your own (docs/using_the_algebra.md)",
+        )
+    if method.constraint != "none" and method.trust != "linear":
+        message = f"must be 'linear' with constraint '{method.constraint}' in training runs"
+        yield Problem("method.trust", f"{message}, got '{method.trust}'")
+    if "columns" in needed and len(cfg.reward.functions) < 2:
+        message = f"must list at least 2 rewards for method '{method.name}', which compares each"
+        yield Problem("reward.functions", f"{message}, got {len(cfg.reward.functions)}")
+    thresholds = len(method.dual_thresholds)
+    if method.tracker == "multipliers" and thresholds != len(cfg.reward.functions) - 1:
+        message = "must hold a threshold for every reward but the first"
+        yield Problem("method.dual_thresholds", f"{message}, got {thresholds}")
 
 
 def _lengths(cfg: Config) -> Iterator[Problem]:
@@ -72,7 +106,7 @@ def _lengths(cfg: Config) -> Iterator[Problem]:
 
 
 def _batch(cfg: Config) -> Iterator[Problem]:
-    prompts, size = cfg.data.num_prompts_per_step, cfg.rollout.group_size
+    prompts, size = cfg.data.num_prompts_per_step, cfg.group_rows
     parts, micro = cfg.optim.minibatches, cfg.optim.microbatch_completions
     if prompts % parts:
         message = f"must divide data.num_prompts_per_step ({prompts}), got {parts}"
@@ -84,8 +118,8 @@ def _batch(cfg: Config) -> Iterator[Problem]:
     if micro and not whole_groups and not part_of_group:
         yield Problem(
             "optim.microbatch_completions",
-            f"must be 0 (all), a divisor of rollout.group_size ({size}), or a multiple of it that "
-            f"divides the {completions} completions of a minibatch, got {micro}",
+            f"must be 0 (all), a divisor of a group's completions ({size}), or a multiple of it "
+            f"that divides the {completions} completions of a minibatch, got {micro}",
         )
 
 
@@ -141,6 +175,7 @@ _CHECKS: tuple[Callable[[Config], Iterator[Problem]], ...] = (
     _not_empty,
     _data,
     _group,
+    _method,
     _lengths,
     _rewards,
     _batch,

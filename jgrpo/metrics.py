@@ -169,6 +169,8 @@ METRICS: Mapping[str, Metric] = {
     "advantage/abs_mean": Metric("advantage", "mean magnitude of the advantages"),
     "loss/policy": Metric("loss", "policy term of the loss, without penalties"),
     "loss/kl": Metric("loss", "penalty term of the loss, its coefficient included"),
+    "loss/bonus": Metric("loss", "entropy bonus, its coefficient included"),
+    "loss/constraint": Metric("loss", "drift from the old policy times the constraint's factor"),
     "loss/total": Metric("loss", "what the gradient is taken of", "loss"),
     "ratio/mean": Metric("1", "mean ratio of policy to old policy over trained tokens"),
     "ratio/clip_fraction": Metric(
@@ -180,6 +182,7 @@ METRICS: Mapping[str, Metric] = {
     "ratio/clip_high_fraction": Metric(
         "fraction", "tokens cut at the upper bound (advantage > 0)", "clip_ratio/high_mean"
     ),
+    "veto/factor_mean": Metric("1", "mean factor of the veto slot on the policy term"),
     "ratio/deviation_max": Metric("1", "largest |ratio - 1| of a trained token"),
     "kl/old": Metric("nats", "estimated (k3) KL of the old policy to the policy, mean over tokens"),
     "kl/ref": Metric(

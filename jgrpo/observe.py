@@ -59,13 +59,15 @@ def step_metrics(
       batch: the same with masks and advantages as trained.
       learned: metrics of the updates, with `time/learner_s`.
     """
-    rollouts, rewards = collected.rollouts, collected.rewards.astype(np.float64)
-    lengths = np.asarray(rollouts.mask).sum(-1)
-    finished = np.asarray(rollouts.finished)
+    # Worked solutions, which nobody sampled, stand last in their groups.
+    size = cfg.rollout.group_size
+    rollouts, rewards = collected.rollouts, collected.rewards[:, :size].astype(np.float64)
+    lengths = np.asarray(rollouts.mask)[:, :size].sum(-1)
+    finished = np.asarray(rollouts.finished)[:, :size]
     group_size = lengths.shape[1]
     prompt_tokens = int(np.asarray(rollouts.prompts.mask).sum()) * group_size
     drawn = int(lengths.sum())
-    valid = rewards[collected.valid]
+    valid = rewards[collected.valid[:, :size]]
     advantages = np.asarray(batch.advantages)[np.asarray(batch.mask)]
     updates_done = step * updates_per_step(cfg.optim)
     metrics = {

@@ -103,7 +103,7 @@ def plan(cfg: Config, arch: Architecture, num_devices: int) -> Plan:
       ValueError: if the mesh does not multiply to the number of devices, a batch does not divide
         evenly over it, or a sequence is longer than the model allows.
     """
-    prompts, group_size = cfg.data.num_prompts_per_step, cfg.rollout.group_size
+    prompts, group_size = cfg.data.num_prompts_per_step, cfg.group_rows
     sizes = axis_sizes(cfg.mesh, num_devices)
     data_parts = sizes["replica"] * sizes["fsdp"]
     update_prompts = prompts // cfg.optim.minibatches
@@ -133,7 +133,7 @@ def plan(cfg: Config, arch: Architecture, num_devices: int) -> Plan:
         prompts=prompts,
         completions=prompts * group_size,
         tokens=prompts * cfg.data.max_prompt_tokens + completion_tokens,
-        sampling_rounds=cfg.method.dynamic_max_rounds if cfg.method.sampler == "dynamic" else 1,
+        sampling_rounds=cfg.method.dynamic_max_rounds if cfg.method.sampler != "uniform" else 1,
         updates=cfg.optim.epochs_per_step * cfg.optim.minibatches,
         completions_per_update=update_prompts * group_size,
         microbatches=device_completions // micro,

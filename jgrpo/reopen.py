@@ -35,7 +35,7 @@ def reopen(
     """
     is_run = (source / "config.yaml").is_file()
     run = assemble(config_io.load(source / "config.yaml" if is_run else source, overrides))
-    fresh = run.learner.init(run.model.params)
+    fresh = run.initial_state()
     key = named_key(run.root, "reopened")
     if not is_run:
         return run, fresh.params, key, 0

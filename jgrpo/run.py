@@ -11,26 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from jgrpo import algo
 from jgrpo.assembly import Run, assemble
 from jgrpo.checkpoint import Checkpoints
-from jgrpo.collect import Collected
 from jgrpo.config import Config
 from jgrpo.evaluate import EvalReport
 from jgrpo.folder import claim, locked, read_summary, write_summary
 from jgrpo.keys import named_key
-from jgrpo.learner.batch import minibatches, sequence_kl, unweighted, with_advantages
-from jgrpo.learner.step import Learner
+from jgrpo.learning import learn
 from jgrpo.models.load import architecture
-from jgrpo.observe import broken_invariants, combine_updates, samples, step_metrics, whole_step
-from jgrpo.parallel.rules import replicated
+from jgrpo.observe import broken_invariants, samples, step_metrics, whole_step
 from jgrpo.planner import plan
 from jgrpo.progress import Progress
 from jgrpo.recorder import Recorder
 from jgrpo.stopping import Stopped, Stopping, StopRequested
-from jgrpo.types import Batch, TrainState
+from jgrpo.types import TrainState
 
 
 def train(cfg: Config, *, force: bool = False) -> dict[str, Any]:
@@ -74,7 +69,7 @@ def _open(cfg: Config, folder: Path, stopping: Stopping, stack: contextlib.ExitS
             Checkpoints(folder, kept.keep, keep_best=kept.keep_best, deadline_s=kept.deadline_s)
         )
     )
-    fresh = run.learner.init(run.model.params)
+    fresh = run.initial_state()
     state = checkpoints.restore_latest(fresh) or fresh
     start = int(state.step)
     return Trainer(
@@ -184,7 +179,7 @@ class Trainer:
             done.append(this)
             write_summary(self.folder, self.summary)
         self.checkpoints.wait()
-        fresh = self.run.learner.init(self.run.model.params)
+        fresh = self.run.initial_state()
         good = self.checkpoints.restore_latest(fresh) or fresh
         self.state = dataclasses.replace(good, cursor=cursor)
         self.recorder.resume(self._step)
@@ -209,71 +204,3 @@ class Trainer:
         self.progress.say(f"{when}: {correct} (greedy), {report.length_mean:.1f} tokens")
         self.summary |= facts | {name: report.to_json()}
         write_summary(self.folder, self.summary)
-
-
-def learn(
-    run: Run, state: TrainState, step: int, collected: Collected
-) -> tuple[TrainState, Batch, dict[str, float]]:
-    """Turns scored completions into advantages and makes the updates of one step.
-
-    Args:
-      run: the run.
-      state: the state that sampled the completions; donated.
-      step: number of the step.
-      collected: the completions.
-
-    Returns:
-      The new state, all completions with their advantages, and the metrics of the updates.
-    """
-    cfg, method, learner = run.cfg, run.cfg.method, run.learner
-    begin = time.perf_counter()
-    batch = unweighted(collected.rollouts, collected.kept[:, None] & collected.valid)
-    extra: dict[str, float] = {}
-    if method.source == "reference":
-        batch = dataclasses.replace(batch, old_logp=None)
-    elif cfg.model.dtype != "float32":
-        # In bfloat16 sampler and learner round differently; the ratio is the learner's own.
-        batch, extra = _learner_old_logp(learner, state, batch)
-    if state.ref_params is not None:
-        ref_logp = jax.device_get(learner.logps(state.ref_params, batch))
-        batch = dataclasses.replace(batch, ref_logp=ref_logp)
-    rewards = collected.rewards
-    if method.source == "reference":
-        rewards = np.ones_like(rewards)  # a worked solution is to be learned, whatever it scores
-    side = _side(cfg, batch, collected)
-    advantages = algo.advantages(method, rewards, side, state.strategy)
-    batch = with_advantages(batch, advantages)
-    updates = []
-    for epoch in range(cfg.optim.epochs_per_step):
-        order = named_key(run.root, step, "minibatches", epoch)
-        for part in minibatches(method, batch, cfg.optim.minibatches, order):
-            state, metrics = learner.update(state, part)
-            updates.append(metrics)
-    placed = jax.device_put((np.int32(step + 1), np.int32(collected.cursor)), replicated(run.mesh))
-    state = dataclasses.replace(state, step=placed[0], cursor=placed[1], strategy=advantages.state)
-    learned = combine_updates(jax.device_get(updates)) | extra
-    learned["time/learner_s"] = time.perf_counter() - begin
-    return state, batch, learned
-
-
-def _learner_old_logp(
-    learner: Learner, state: TrainState, batch: Batch
-) -> tuple[Batch, dict[str, float]]:
-    old_logp = jax.device_get(learner.logps(state.params, batch))
-    gap = np.where(batch.mask, old_logp - np.asarray(batch.old_logp), 0.0)
-    share = 1.0 / max(int(np.sum(batch.mask)), 1)
-    extra = {
-        "invariant/logp_gap_max": float(np.abs(gap).max()),
-        "kl/behavior": float((np.expm1(gap) - gap).sum() * share),
-    }
-    return dataclasses.replace(batch, old_logp=old_logp), extra
-
-
-def _side(cfg: Config, batch: Batch, collected: Collected) -> algo.Side:
-    needed = algo.needs(cfg.method)
-    return algo.Side(
-        lengths=np.asarray(batch.mask).sum(-1) if "lengths" in needed else None,
-        max_completion_tokens=cfg.rollout.max_completion_tokens,
-        sequence_kl=sequence_kl(batch) if "sequence_kl" in needed else None,
-        valid=collected.valid & collected.kept[:, None],
-    )

@@ -84,9 +84,11 @@ class Batch:
       mask: True at trained tokens.
       weights: aggregation weight of each token over the global batch (the loss is a plain sum).
       advantages: advantage of each token, in units of the method's scale.
-      old_logp: log-prob of each token under the weights at the start of the step; None lets the
-        policy's own stand in, so that the ratio is 1 (worked solutions, which nobody sampled).
+      old_logp: log-prob of each token under the weights at the start of the step.
+      unit_ratio: True for completions whose old log-probs are the policy's own, whatever it is, so
+        that their ratio is 1 (worked solutions, which nobody sampled); None: there are none.
       ref_logp: log-prob under the reference model, or None if no slot needs it.
+      behavior_logp: log-prob at which the sampler drew each token, or None if no slot needs it.
     """
 
     prompts: Prompts
@@ -94,8 +96,10 @@ class Batch:
     mask: Bool[AnyArray, "P G T"]
     weights: Float[AnyArray, "P G T"]
     advantages: Float[AnyArray, "P G T"]
-    old_logp: Float[AnyArray, "P G T"] | None
+    old_logp: Float[AnyArray, "P G T"]
+    unit_ratio: Bool[AnyArray, "P G"] | None = None
     ref_logp: Float[AnyArray, "P G T"] | None = None
+    behavior_logp: Float[AnyArray, "P G T"] | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -22,7 +22,7 @@ from jgrpo.algo.advantages import advantages
 from jgrpo.algo.allocation import Estimates, allocation
 from jgrpo.algo.choice import Choice
 from jgrpo.algo.constraints import constraint_scale
-from jgrpo.algo.late import late_advantages
+from jgrpo.algo.late import coupled_advantages, late_advantages, uncoupled
 from jgrpo.algo.loss import policy_loss
 from jgrpo.algo.meta import meta_rewards
 from jgrpo.algo.methods import METHODS, Method, method
@@ -49,6 +49,7 @@ __all__ = [
     "advantages",
     "allocation",
     "constraint_scale",
+    "coupled_advantages",
     "dynamic_keep",
     "gae",
     "init_state",
@@ -61,5 +62,6 @@ __all__ = [
     "predicted_trivial",
     "token_weights",
     "uncertainty_weights",
+    "uncoupled",
     "value_loss",
 ]

@@ -7,6 +7,7 @@ weighted sum with trust `linear`, and microbatches add up exactly. Every choice 
 `Late` and returns the loss of the batch, to be minimised.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeAlias
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jgrpo.algo.choice import Choice, chosen
+from jgrpo.algo.constraints import CONSTRAINTS, constraint_scale
 from jgrpo.algo.row import Method
 from jgrpo.algo.weights import token_weights
 from jgrpo.types import AnyArray
@@ -91,6 +93,57 @@ def late_advantages(
     value, slope = jax.value_and_grad(loss)(clean)
     trained = steps & (weight > 0)
     return jnp.where(trained, -slope / jnp.where(trained, weight, 1.0), 0.0), value
+
+
+def coupled_advantages(
+    m: Method,
+    logp: Float[AnyArray, "B T"],
+    *,
+    old_logp: Float[AnyArray, "B T"],
+    mask: Bool[AnyArray, "B T"],
+    advantages: Float[AnyArray, "P G"],
+    weights: Float[AnyArray, "B T"],
+) -> Float[Array, "B T"]:
+    """Advantages of an update in which the late loss and the constraint have become plain numbers.
+
+    Before an update both are known at the weights that are about to move, and their gradient is
+    linear in logp there. So `uncoupled(m)` with these advantages has the gradient of `m`, and its
+    microbatches add up exactly.
+
+    Args:
+      m: a method with a late loss, a constraint, or both.
+      logp: log-probs (nats) under the policy that is about to be updated, for whole groups.
+      old_logp: the same under the weights at the start of the step.
+      mask: True at trained tokens.
+      advantages: what `advantages` returned; the targets of the late loss.
+      weights: weight of each token.
+    """
+    steps, weight = jnp.asarray(mask), jnp.asarray(weights)
+    if m.late == "none":
+        flat = jnp.asarray(advantages).astype(jnp.float32).reshape(-1, 1)
+        values = jnp.where(steps, flat, 0.0)
+    else:
+        values, _ = late_advantages(
+            m, logp, old_logp=old_logp, mask=steps, targets=advantages, weights=weight
+        )
+    if m.constraint == "none":
+        return values
+    factor = constraint_scale(m, logp, old_logp=old_logp, mask=steps)
+    share = steps.astype(jnp.float32) / jnp.maximum(jnp.sum(steps), 1)
+
+    def drift(lp: Float[Array, "B T"]) -> Float[Array, ""]:
+        gap = jnp.where(steps, lp - jnp.asarray(old_logp), 0.0)
+        d = jnp.clip(gap, -_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+        return jnp.sum(share * chosen(CONSTRAINTS, m.constraint).function(m, d))
+
+    slope = factor * jax.grad(drift)(jnp.asarray(logp).astype(jnp.float32))
+    trained = steps & (weight > 0)
+    return values - jnp.where(trained, slope / jnp.where(trained, weight, 1.0), 0.0)
+
+
+def uncoupled(m: Method) -> Method:
+    """The method as it trains on `coupled_advantages`: nothing couples its rows any more."""
+    return dataclasses.replace(m, late="none", constraint="none")
 
 
 def disco(m: Method, scored: Scored, targets: Float[Array, "P G"]) -> Float[Array, ""]:
@@ -208,7 +261,7 @@ def _count(part: Bool[Array, "P G"]) -> Float[Array, " P"]:
     return jnp.maximum(jnp.sum(part, axis=1), 1).astype(jnp.float32)
 
 
-def uncoupled(m: Method, scored: Scored, targets: Float[Array, "P G"]) -> Float[Array, ""]:
+def separate(m: Method, scored: Scored, targets: Float[Array, "P G"]) -> Float[Array, ""]:
     """No coupling: nothing to add."""
     return jnp.zeros((), jnp.float32)
 
@@ -216,7 +269,7 @@ def uncoupled(m: Method, scored: Scored, targets: Float[Array, "P G"]) -> Float[
 _PAIRS = ("Rewards must be exactly 0 or 1; others are ignored.",)
 _HARD = "J = mean over prompts of (mean_right s - score_tau log mean_wrong exp(s / score_tau))"
 LATES: Mapping[str, Choice[Late]] = {
-    "none": Choice(function=uncoupled, formula="completions are not coupled"),
+    "none": Choice(function=separate, formula="completions are not coupled"),
     "disco": Choice(
         function=disco,
         formula=f"A_it w_it = dJ/dlp_it, {_HARD}, s = mean_t lp",

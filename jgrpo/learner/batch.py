@@ -75,12 +75,17 @@ def minibatches(method: algo.Method, batch: Batch, count: int, key: Key[Array, "
     return [dataclasses.replace(part, weights=_weights(method, part.mask)) for part in parts]
 
 
-def sequence_kl(batch: Batch) -> Float32[ndarray, "P G"]:
-    """Sum over each completion of old_logp - ref_logp: the k1 estimate of its KL, in nats."""
+def token_kl(batch: Batch) -> Float32[ndarray, "P G T"]:
+    """old_logp - ref_logp of each trained token: the k1 estimate of the KL there, in nats."""
     assert batch.ref_logp is not None
-    assert batch.old_logp is not None
     gap = np.asarray(batch.old_logp) - np.asarray(batch.ref_logp)
-    return np.where(np.asarray(batch.mask), gap, 0.0).sum(-1, dtype=np.float32)
+    return np.where(np.asarray(batch.mask), gap, np.float32(0))
+
+
+def mean_logp(batch: Batch) -> Float32[ndarray, "P G"]:
+    """Mean old log-prob of each completion's trained tokens, in nats; 0 if it has none."""
+    total = np.where(np.asarray(batch.mask), np.asarray(batch.old_logp), 0.0).sum(-1)
+    return (total / np.maximum(np.asarray(batch.mask).sum(-1), 1)).astype(np.float32)
 
 
 def _take(batch: Batch, rows: Int[ndarray, " R"]) -> Batch:

@@ -194,8 +194,10 @@ class Learner:
         batch, share = data
         logp, entropy = self._token_logps(params, batch)
         rows = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731 (a group is G plain rows to a loss)
-        # Without old log-probs the policy's own stand in: ratio 1, gradient of the log-likelihood.
-        old_logp = jax.lax.stop_gradient(logp) if batch.old_logp is None else batch.old_logp
+        old_logp = batch.old_logp
+        if batch.unit_ratio is not None:  # for these the gradient is that of the log-likelihood
+            own = jax.lax.stop_gradient(logp)
+            old_logp = jnp.where(batch.unit_ratio[:, :, None], own, old_logp)
         loss, metrics = algo.policy_loss(
             self.method,
             rows(logp),
@@ -203,6 +205,7 @@ class Learner:
             mask=rows(batch.mask),
             advantages=rows(batch.advantages),
             ref_logp=None if batch.ref_logp is None else rows(batch.ref_logp),
+            behavior_logp=None if batch.behavior_logp is None else rows(batch.behavior_logp),
             weights=rows(batch.weights),
             token_share=rows(share),
         )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jgrpo import config_io
+from jgrpo.algo import METHODS
 from jgrpo.run import train
 
 ROOT = Path(__file__).parents[2]
@@ -123,13 +124,93 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused_before_anything_is_wr
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("method", ["gspo", "gspo_token", "dr_grpo", "dapo", "cispo", "rloo"])
+TWO_REWARDS = "reward.functions=[{name: tagged_number}, {name: regex_format}]"
+TRAINED = {
+    "gspo": [],
+    "gspo_token": [],
+    "dr_grpo": [],
+    "dapo": ["method.overlong_buffer_tokens=8"],
+    "cispo": ["method.overlong_buffer_tokens=8"],
+    "rloo": [],
+    # what each of these asks of the loop: a state, columns, solutions, a pass before the update
+    "fgrpo": [TWO_REWARDS, "method.dual_thresholds=[0.5]"],
+    "gdpo": [TWO_REWARDS],
+    "c_grpo": [TWO_REWARDS],
+    "grao": [],
+    "tempsamp_r1": [],
+    "disco": ["optim.epochs_per_step=2"],
+    "reg_grpo": ["optim.epochs_per_step=2"],
+    "reinforce_pp": [],
+    "tempo": [],
+    "unlikeliness": [],
+    "ngrpo": [],
+    "vespo": [],
+}
+
+
+@pytest.mark.parametrize("method", TRAINED)
 def test_every_method_trains(tmp_path, method):
-    more = ["method.overlong_buffer_tokens=8"] if method in ("dapo", "cispo") else []
-    run(tmp_path, "run.steps=1", f"method={method}", *more)
+    run(
+        tmp_path,
+        "run.steps=1",
+        f"method={method}",
+        "rollout.max_completion_tokens=48",
+        *TRAINED[method],
+    )
     (row,) = metrics(tmp_path)
     assert np.isfinite([value for value in row.values() if value is not None]).all()
     assert row["grad/norm"] > 0
+
+
+NOT_SUPPLIED = {
+    "knapsack": "allocation",
+    "ppo_clip": "values",
+    "rank_grpo": "segments",
+    "spo": "drift",
+    "stratified_grpo": "strata",
+    "v0": "allocation",
+    "v0_5": "allocation, prior",
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_that_cannot_be_trained_yet_is_refused_by_name(method):
+    """The others pass every check, given the rewards they compare."""
+    words = [*SMALL, f"method={method}", "rollout.max_completion_tokens=5000", TWO_REWARDS]
+    words += ["rollout.group_size=1"] if method == "sft" else []
+    words += ["method.dual_thresholds=[0.5]"] if method == "fgrpo" else []
+    path = ROOT / "configs" / "quickstart.yaml"
+    if method in NOT_SUPPLIED:
+        with pytest.raises(config_io.ConfigError, match=f"needs {NOT_SUPPLIED[method]}, which"):
+            config_io.load(path, words)
+    else:
+        config_io.load(path, words)
+
+
+def test_stateful_method_resumes_with_its_state(tmp_path):
+    fgrpo = ["method=fgrpo", *TRAINED["fgrpo"], "method.dual_min_samples=1"]
+    run(tmp_path / "whole", "run.steps=4", *fgrpo)
+    run(tmp_path / "parts", "run.steps=2", *fgrpo)
+    run(tmp_path / "parts", "run.steps=4", *fgrpo)
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    leaves = [
+        json.loads((tmp_path / name / "checkpoints" / "4" / "manifest.json").read_text())["leaves"]
+        for name in ("parts", "whole")
+    ]
+    assert leaves[0] == leaves[1]
+    assert "strategy.values" in leaves[0]
+
+
+def test_worked_solutions_stand_beside_the_samples(tmp_path):
+    run(tmp_path, "run.steps=1", "method=grao", "rollout.max_completion_tokens=48")
+    rows = [json.loads(line) for text in samples(tmp_path) for line in text.splitlines()]
+    assert len(rows) == 8 * 5
+    groups = [rows[i : i + 5] for i in range(0, len(rows), 5)]
+    assert any(group[4]["advantage"] > 0 for group in groups)  # 0 where all samples are right
+    for group in groups:
+        assert [row["group_index"] for row in group] == [0, 1, 2, 3, 4]
+        assert group[4]["reward"] == 1.0  # the solution is right
+        assert group[4]["logp"] == [0.0] * len(group[4]["completion_ids"])
 
 
 def test_dynamic_sampling_ends_when_no_group_is_mixed(tmp_path):

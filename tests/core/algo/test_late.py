@@ -7,7 +7,16 @@ import numpy as np
 import oracles_family as loops
 import pytest
 
-from jgrpo.algo import METHODS, constraint_scale, late_advantages, method, policy_loss
+from jgrpo.algo import (
+    METHODS,
+    constraint_scale,
+    coupled_advantages,
+    late_advantages,
+    method,
+    policy_loss,
+    token_weights,
+    uncoupled,
+)
 
 F = np.float32
 OLD = np.array([[-1, -0.5], [-0.8, -0.6], [-1.5, -1]], F)
@@ -28,6 +37,22 @@ def gradient(m, logp, old, mask, targets):
         )[0]
     )(logp)  # fmt: skip
     return slope, loss
+
+
+@pytest.mark.parametrize("name", ["disco", "drpo", "reg_grpo"])
+def test_uncoupled_method_with_coupled_advantages_has_the_same_gradient(name):
+    """The constraint too: its threshold is below the drift here."""
+    m = method(name, **({} if name == "reg_grpo" else {"constraint_delta": 0.0}))
+    targets, weights = np.array([[1, 0, 0]], F), np.asarray(token_weights(m, FULL))
+    expected, _ = gradient(m, LOGP, OLD, FULL, targets)
+    values = coupled_advantages(
+        m, LOGP, old_logp=OLD, mask=FULL, advantages=targets, weights=weights
+    )
+    loss = lambda x: policy_loss(  # noqa: E731
+        uncoupled(m), x, old_logp=OLD, mask=FULL, advantages=values, weights=weights, ref_logp=OLD
+    )[0]
+    np.testing.assert_allclose(jax.grad(loss)(LOGP), expected, rtol=1e-5, atol=1e-6)
+    assert np.abs(expected).max() > 1e-3
 
 
 @pytest.mark.parametrize(

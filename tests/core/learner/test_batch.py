@@ -10,7 +10,7 @@ import pytest
 from small_models import prompts
 
 from jgrpo import algo
-from jgrpo.learner.batch import minibatches, sequence_kl, unweighted, with_advantages
+from jgrpo.learner.batch import mean_logp, minibatches, token_kl, unweighted, with_advantages
 from jgrpo.types import Rollouts
 
 P, G, T = 6, 2, 4
@@ -111,8 +111,8 @@ def test_tokens_are_weighed_on_the_whole_minibatch(weights, count):
             assert part.weights.sum() == pytest.approx(1.0, abs=1e-6)
 
 
-def test_sequence_kl_sums_the_masked_gaps():
-    """(-1 + 1.5) + (-2 + 1.25) = -0.25 over two trained tokens; the third is masked."""
+def test_token_kl_is_the_gap_where_the_mask_is():
+    """-1 + 1.5 and -2 + 1.25 at two trained tokens; the third is masked."""
     one = jax.tree.map(lambda x: np.asarray(x)[:1], batch())
     row = lambda *x: np.array([[x, (0, 0, 0, 0)]], np.float32)  # noqa: E731
     one = dataclasses.replace(
@@ -121,4 +121,5 @@ def test_sequence_kl_sums_the_masked_gaps():
         old_logp=row(-1.0, -2.0, -9.0, 0.0),
         ref_logp=row(-1.5, -1.25, -1.0, np.nan),
     )
-    np.testing.assert_allclose(sequence_kl(one), [[-0.25, 0.0]], rtol=1e-6)
+    np.testing.assert_allclose(token_kl(one), [[[0.5, -0.75, 0, 0], [0] * 4]], rtol=1e-6)
+    np.testing.assert_allclose(mean_logp(one), [[-1.5, 0.0]], rtol=1e-6)
