@@ -66,6 +66,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
+    _add_run_commands(commands)
+    _add_reference_commands(commands)
+
+    # argparse does not mix options and several positionals in subcommands; settings may stand last.
+    args, rest = parser.parse_known_args(argv)
+    unknown = [word for word in rest if word.startswith("-") or "=" not in word]
+    if unknown or (rest and "override" not in args):
+        parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
+    if rest:
+        args.override = [*args.override, *rest]
+    if args.command == "data" and args.config == "check":
+        if not args.override:
+            parser.error("data check: name a config")
+        args.config, args.override, args.call = args.override[0], args.override[1:], _data_check
+    return _guarded(args.call, args)
+
+
+def _add_run_commands(commands: Any) -> None:
+    """Adds the commands about a run."""
     add = commands.add_parser("eval", help="evaluate a run or an untrained config, held out")
     _add_source(add)
     add.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -90,6 +109,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     add.add_argument("--force", action="store_true", help="replace what lies in the directory")
     add.set_defaults(call=_export)
 
+    add = commands.add_parser("checkpoint", help="verify every byte of a run's checkpoints")
+    add.add_argument("action", choices=("verify",))
+    add.add_argument("run", help="a run folder")
+    add.set_defaults(call=_checkpoint)
+
+
+def _add_reference_commands(commands: Any) -> None:
+    """Adds the commands about methods and data."""
     add = commands.add_parser("methods", help="list the methods, or describe one")
     add.add_argument("name", nargs="?", help="a method, such as gspo")
     add.add_argument("--json", action="store_true", help="print as JSON")
@@ -106,24 +133,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     add.add_argument("-n", type=int, default=4, help="prompts to show")
     add.add_argument("--json", action="store_true", help="print what `check` finds as JSON")
     add.set_defaults(call=_data)
-
-    add = commands.add_parser("checkpoint", help="verify every byte of a run's checkpoints")
-    add.add_argument("action", choices=("verify",))
-    add.add_argument("run", help="a run folder")
-    add.set_defaults(call=_checkpoint)
-
-    # argparse does not mix options and several positionals in subcommands; settings may stand last.
-    args, rest = parser.parse_known_args(argv)
-    unknown = [word for word in rest if word.startswith("-") or "=" not in word]
-    if unknown or (rest and "override" not in args):
-        parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
-    if rest:
-        args.override = [*args.override, *rest]
-    if args.command == "data" and args.config == "check":
-        if not args.override:
-            parser.error("data check: name a config")
-        args.config, args.override, args.call = args.override[0], args.override[1:], _data_check
-    return _guarded(args.call, args)
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:

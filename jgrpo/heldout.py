@@ -26,7 +26,7 @@ from jgrpo.rewards.score import Reward
 from jgrpo.rewards.text import parse_number
 from jgrpo.rollout.engine import Engine
 from jgrpo.rollout.sample import Sampling
-from jgrpo.types import Example
+from jgrpo.types import Example, Rollouts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,6 +99,37 @@ class Evaluator:
             completions=[text for part in parts for text in part.completions],
         )
 
+    def sample(
+        self,
+        params: PyTree,
+        examples: Sequence[Example],
+        first_uid: int,
+        key: Key[Array, ""],
+        group_size: int,
+        temperature: float,
+    ) -> Rollouts:
+        """Samples without the filters of training.
+
+        Args:
+          params: weights to sample with.
+          examples: what is asked.
+          first_uid: number of the first prompt; numbers and key name the noise.
+          key: names the noise.
+          group_size: completions per prompt.
+          temperature: 0 is greedy.
+        """
+        cfg, model = self.cfg, self.model
+        uids = np.arange(first_uid, first_uid + len(examples), dtype=np.int32)
+        return self.engine.generate(
+            params,
+            prompt_batch(model.tokenizer, examples, uids, cfg=cfg.data, pad_id=model.pad_id),
+            key,
+            group_size=group_size,
+            max_tokens=cfg.rollout.max_completion_tokens,
+            sampling=Sampling(temperature=temperature),
+            stop=cfg.rollout.stop,
+        )
+
     def _ask_batch(
         self,
         params: PyTree,
@@ -108,18 +139,8 @@ class Evaluator:
         group_size: int,
         temperature: float,
     ) -> "_Asked":
-        cfg = self.cfg
-        rows = examples[begin : begin + cfg.eval.batch_prompts]
-        uids = np.arange(begin, begin + len(rows), dtype=np.int32)
-        rollouts = self.engine.generate(
-            params,
-            prompt_batch(self.model.tokenizer, rows, uids, cfg=cfg.data, pad_id=self.model.pad_id),
-            key,
-            group_size=group_size,
-            max_tokens=cfg.rollout.max_completion_tokens,
-            sampling=Sampling(temperature=temperature),
-            stop=cfg.rollout.stop,
-        )
+        rows = examples[begin : begin + self.cfg.eval.batch_prompts]
+        rollouts = self.sample(params, rows, begin, key, group_size, temperature)
         completions = texts(self.model, rollouts)
         scores = score_rollouts(self.rewards, rows, rollouts, completions)
         return _Asked(

@@ -4,16 +4,13 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from jgrpo import config_io
 from jgrpo.assembly import Run, assemble
 from jgrpo.checkpoint import Checkpoints
 from jgrpo.collect import texts
-from jgrpo.data.chat import prompt_batch
 from jgrpo.keys import named_key
-from jgrpo.rollout.sample import Sampling
 from jgrpo.types import Example, Message
 
 
@@ -69,17 +66,7 @@ def sample_texts(
       group_size: completions per prompt.
       temperature: 0 is greedy.
     """
-    cfg, model = run.cfg, run.model
     examples = [Example(prompt=prompt) for prompt in prompts]
-    uids = np.arange(len(examples), dtype=np.int32)
-    rollouts = run.collector.engine.generate(
-        params,
-        prompt_batch(model.tokenizer, examples, uids, cfg=cfg.data, pad_id=model.pad_id),
-        key,
-        group_size=group_size,
-        max_tokens=cfg.rollout.max_completion_tokens,
-        sampling=Sampling(temperature=temperature),
-        stop=cfg.rollout.stop,
-    )
-    flat = texts(model, rollouts)
+    rollouts = run.evaluator.sample(params, examples, 0, key, group_size, temperature)
+    flat = texts(run.model, rollouts)
     return [flat[i : i + group_size] for i in range(0, len(flat), group_size)]

@@ -8,11 +8,11 @@ may continue). Tests and solutions are text here; nothing in this file runs them
 import ast
 import dataclasses
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
-from jgrpo.data.rows import BadRow, Row, Rows, cut
-from jgrpo.data.sources import Parsed
+from jgrpo.data.rows import Row, Rows, cut
+from jgrpo.data.sources import Parsed, each
 from jgrpo.types import Example, Message
 
 _REPLY = "Reply with one Python code block that holds the whole program."
@@ -50,7 +50,7 @@ def parse_humaneval(rows: Rows, options: HumanEvalOptions) -> Parsed:
     Helpers that a prompt defines stand before the tests too, so that a program cannot redefine
     what judges it.
     """
-    return _each(rows, lambda row: _humaneval_example(row, options))
+    return each(rows, lambda row: _humaneval_example(row, options))
 
 
 def parse_mbpp(rows: Rows, options: MbppOptions) -> Parsed:
@@ -60,7 +60,7 @@ def parse_mbpp(rows: Rows, options: MbppOptions) -> Parsed:
     program can be judged by calls alone, and the column `functions` is empty. Departs: the paper
     shows all three tests.
     """
-    return _each(rows, lambda row: _mbpp_example(row, options))
+    return each(rows, lambda row: _mbpp_example(row, options))
 
 
 def split_mbpp(
@@ -79,17 +79,6 @@ def split_mbpp(
         for name in ("train", options.heldout_split)
     )
     return train, held
-
-
-def _each(rows: Rows, read: Callable[[Row], Example]) -> Parsed:
-    for place, row in rows:
-        if isinstance(row, BadRow):
-            yield place, row
-            continue
-        try:
-            yield place, read(row)
-        except ValueError as error:
-            yield place, BadRow(str(error))
 
 
 def _humaneval_example(row: Row, options: HumanEvalOptions) -> Example:

@@ -49,7 +49,7 @@ def parse(rows: Rows, columns: ColumnsConfig) -> Parsed:
       One example a row. A text field `solution` is also the worked reference completion. Content
       of messages in several parts of text is joined.
     """
-    return _each(rows, lambda row: _example(row, columns))
+    return each(rows, lambda row: _example(row, columns))
 
 
 def parse_gsm8k(rows: Rows) -> Parsed:
@@ -58,7 +58,7 @@ def parse_gsm8k(rows: Rows) -> Parsed:
     The answer is the text after the last `####`, without commas. The solution is the worked one
     without its calculator marks, whose number is the difficulty.
     """
-    return _each(rows, _gsm8k_example)
+    return each(rows, _gsm8k_example)
 
 
 def collect(parsed: Parsed) -> tuple[Example, ...]:
@@ -109,7 +109,8 @@ def prompt_text(example: Example) -> str:
     return json.dumps([[item["role"], item["content"]] for item in example.prompt])
 
 
-def _each(rows: Rows, read: Callable[[Row], Example]) -> Parsed:
+def each(rows: Rows, read: Callable[[Row], Example]) -> Parsed:
+    """Reads every row; one that `read` refuses with a ValueError becomes a bad one."""
     for place, row in rows:
         if isinstance(row, BadRow):
             yield place, row

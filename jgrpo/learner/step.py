@@ -208,11 +208,12 @@ class Learner:
             behavior_logp=None if batch.behavior_logp is None else rows(batch.behavior_logp),
             weights=rows(batch.weights),
             token_share=rows(share),
+            entropy=None if self.method.bonus == "none" else rows(entropy),
         )
         gap = jnp.where(batch.mask, jnp.abs(jax.lax.stop_gradient(logp) - old_logp), 0.0)
         extra = {
             "loss/total": jax.lax.stop_gradient(loss),
-            "entropy/mean": jnp.sum(share * entropy),
+            "entropy/mean": jnp.sum(share * jax.lax.stop_gradient(entropy)),
             "invariant/logp_gap_max": gap.max(),
         }
         return loss, metrics | extra
@@ -230,7 +231,7 @@ class Learner:
             jnp.asarray(batch.tokens).reshape(-1),
             temperature=self.temperature,
             chunk_tokens=self.logp_chunk_tokens,
-            with_entropy=True,
+            entropy="value" if self.method.bonus == "none" else "gradient",
         )
         assert entropy is not None
         return logp.reshape(batch.tokens.shape), entropy.reshape(batch.tokens.shape)

@@ -3,11 +3,15 @@
 Letters: N tokens, V vocabulary, D model width. Everything leaves in float32, in nats.
 """
 
+from typing import Literal, TypeAlias
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jgrpo.types import AnyArray
+
+Entropy: TypeAlias = Literal["none", "value", "gradient"]
 
 
 def token_logps(
@@ -17,7 +21,7 @@ def token_logps(
     *,
     temperature: float,
     chunk_tokens: int,
-    with_entropy: bool,
+    entropy: Entropy,
 ) -> tuple[Float[Array, " N"], Float[Array, " N"] | None]:
     """Log-prob of each target under softmax(hidden @ head.T / temperature), full vocabulary.
 
@@ -31,7 +35,7 @@ def token_logps(
       targets: token ids.
       temperature: of the sampler; 0 (greedy) means 1.
       chunk_tokens: rows of logits held at once.
-      with_entropy: also return the entropy of the tempered distribution, without gradient.
+      entropy: also return that of the tempered distribution, as a plain value or differentiable.
 
     Returns:
       Log-probs, and entropies or None.
@@ -53,10 +57,11 @@ def token_logps(
         # A comparison instead of a gather: its transpose is elementwise, not a scatter.
         hit_NV = jnp.arange(logits_NV.shape[1])[None] == targets[:, None]
         logp_N = jnp.where(hit_NV, logp_NV, 0.0).sum(axis=-1)
-        if not with_entropy:
+        if entropy == "none":
             return logp_N, None
-        frozen_NV = jax.lax.stop_gradient(logp_NV)
-        return logp_N, -(jnp.exp(frozen_NV) * frozen_NV).sum(axis=-1)
+        if entropy == "value":
+            logp_NV = jax.lax.stop_gradient(logp_NV)
+        return logp_N, -(jnp.exp(logp_NV) * logp_NV).sum(axis=-1)
 
     N = hidden.shape[0]
     if chunk_tokens >= N:
@@ -65,7 +70,7 @@ def token_logps(
     padding = num_chunks * chunk_tokens - N
     hidden_CND = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(num_chunks, chunk_tokens, -1)
     targets_CN = jnp.pad(targets, (0, padding)).reshape(num_chunks, chunk_tokens)
-    logp, entropy = jax.lax.map(
+    logp, spread = jax.lax.map(
         lambda chunk: jax.checkpoint(direct)(*chunk), (hidden_CND, targets_CN)
     )
-    return logp.reshape(-1)[:N], None if entropy is None else entropy.reshape(-1)[:N]
+    return logp.reshape(-1)[:N], None if spread is None else spread.reshape(-1)[:N]

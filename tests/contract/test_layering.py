@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "learner": _CORE,
 }
 # Who may bring sampling, scoring and learning together; nobody below imports them.
-TOP = {"assembly", "run", "reopen", "cli", "__main__"}
+TOP = {"assembly", "learning", "run", "reopen", "cli", "__main__"}
 STAGES = {"rollout", "rewards", "learner"}
 
 

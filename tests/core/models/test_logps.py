@@ -34,7 +34,7 @@ def test_two_logits_by_hand():
             jnp.array([1]),
             temperature=temperature,
             chunk_tokens=4,
-            with_entropy=True,
+            entropy="value",
         )
         np.testing.assert_allclose(logp, np.log([p]), rtol=1e-5)
         np.testing.assert_allclose(entropy, [-(p * np.log(p) + (1 - p) * np.log(1 - p))], rtol=1e-5)
@@ -45,7 +45,7 @@ def test_two_logits_by_hand():
 def test_values_match_the_formula_for_every_chunk(temperature, chunk_tokens):
     arrays = inputs()
     logp, entropy = token_logps(
-        *arrays, temperature=temperature, chunk_tokens=chunk_tokens, with_entropy=True
+        *arrays, temperature=temperature, chunk_tokens=chunk_tokens, entropy="value"
     )
     expected_logp, expected_entropy = oracle(*arrays, temperature)
     np.testing.assert_allclose(logp, expected_logp, rtol=2e-5, atol=2e-6)
@@ -54,26 +54,28 @@ def test_values_match_the_formula_for_every_chunk(temperature, chunk_tokens):
 
 def test_greedy_temperature_means_one():
     arrays = inputs()
-    greedy, none = token_logps(*arrays, temperature=0.0, chunk_tokens=3, with_entropy=False)
-    plain, _ = token_logps(*arrays, temperature=1.0, chunk_tokens=3, with_entropy=False)
+    greedy, none = token_logps(*arrays, temperature=0.0, chunk_tokens=3, entropy="none")
+    plain, _ = token_logps(*arrays, temperature=1.0, chunk_tokens=3, entropy="none")
     np.testing.assert_array_equal(greedy, plain)
     assert none is None
 
 
+@pytest.mark.parametrize("kind", ["value", "gradient"])
 @pytest.mark.parametrize("chunk_tokens", [2, 3, 7])
-def test_gradient_does_not_depend_on_the_chunk(chunk_tokens):
+def test_gradient_does_not_depend_on_the_chunk(chunk_tokens, kind):
     hidden, head, targets = inputs()
     weight = jnp.arange(1.0, N + 1)
 
     def loss(hidden, head, chunk_tokens):
         logp, entropy = token_logps(
-            hidden, head, targets, temperature=0.7, chunk_tokens=chunk_tokens, with_entropy=True
+            hidden, head, targets, temperature=0.7, chunk_tokens=chunk_tokens, entropy=kind
         )
         return (weight * logp).sum() + entropy.sum()
 
     def formula(hidden, head):
         logp = jax.nn.log_softmax(hidden @ head.T / 0.7)
-        return (weight * logp[jnp.arange(N), targets]).sum()
+        entropy = -(jnp.exp(logp) * logp).sum() if kind == "gradient" else 0.0
+        return (weight * logp[jnp.arange(N), targets]).sum() + entropy
 
     for a, b in zip(
         jax.grad(loss, argnums=(0, 1))(hidden, head, chunk_tokens),
@@ -89,7 +91,7 @@ def test_chunked_program_never_holds_all_logits():
 
     def loss(hidden, head, chunk_tokens):
         return token_logps(
-            hidden, head, targets, temperature=1.0, chunk_tokens=chunk_tokens, with_entropy=True
+            hidden, head, targets, temperature=1.0, chunk_tokens=chunk_tokens, entropy="value"
         )[0].sum()
 
     def scratch_bytes(chunk_tokens):
@@ -108,7 +110,7 @@ def test_reductions_of_bfloat16_hidden_states_are_float32():
         targets,
         temperature=1.0,
         chunk_tokens=3,
-        with_entropy=True,
+        entropy="value",
     )
     assert logp.dtype == entropy.dtype == jnp.float32
     rounded = [x.astype(jnp.bfloat16).astype(jnp.float32) for x in (hidden, head)]
@@ -123,7 +125,7 @@ def test_large_logits_stay_finite():
         jnp.array([1]),
         temperature=1.0,
         chunk_tokens=1,
-        with_entropy=True,
+        entropy="value",
     )
     np.testing.assert_allclose(logp, [-2e4])
     np.testing.assert_allclose(entropy, [0.0], atol=1e-6)
