@@ -67,6 +67,12 @@ class Collected:
         return self.scores.total.reshape(self.rollouts.mask.shape[:2])
 
     @property
+    def texts(self) -> list[list[str]]:
+        """The completions as text, by group."""
+        size = self.rollouts.mask.shape[1]
+        return [list(self.completions[i : i + size]) for i in range(0, len(self.completions), size)]
+
+    @property
     def valid(self) -> Bool[ndarray, "P G"]:
         """False where no reward function gave a number."""
         return self.scores.valid.reshape(self.rollouts.mask.shape[:2])

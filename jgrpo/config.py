@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Literal, TypeAlias
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, MinLen
 
 from jgrpo.algo.methods import METHODS, Method
 
@@ -90,6 +90,10 @@ class RolloutConfig:
     """Draw from tokens at least this likely relative to the most likely one; 0 turns it off."""
     stop: tuple[str, ...] = ()
     """Strings that end a completion; they stay part of it."""
+    segment_mark: Annotated[str, MinLen(1)] = "\n"
+    """Text that ends a segment of a completion, for methods that compare segments."""
+    stratum_mark: str = ""
+    """Text whose count in a completion is its stratum, for methods that compare within strata."""
     chunk_tokens: PositiveInt = 16
     """Decode steps per compiled call; the cache grows, and early exit is checked, between calls."""
 

@@ -21,7 +21,7 @@ SUPPLIED = frozenset(
     {
         *("ref_logp", "behavior_logp", "lengths", "sequence_kl", "token_kl", "mean_logp"),
         *("mask", "tokens", "prompt_ids", "reference", "columns", "state", "solutions"),
-        *("late", "constraint_scale", "entropy"),
+        *("late", "constraint_scale", "entropy", "segments", "strata"),
     }
 )
 """What a training run can give a method (`algo.needs`)."""
@@ -83,6 +83,9 @@ def _method(cfg: Config) -> Iterator[Problem]:
     if method.constraint != "none" and method.trust != "linear":
         message = f"must be 'linear' with constraint '{method.constraint}' in training runs"
         yield Problem("method.trust", f"{message}, got '{method.trust}'")
+    if "strata" in needed and not cfg.rollout.stratum_mark:
+        message = f"must name the text that method '{method.name}' counts, got ''"
+        yield Problem("rollout.stratum_mark", message)
     if "columns" in needed and len(cfg.reward.functions) < 2:
         message = f"must list at least 2 rewards for method '{method.name}', which compares each"
         yield Problem("reward.functions", f"{message}, got {len(cfg.reward.functions)}")

@@ -16,6 +16,7 @@ from jgrpo.config import Config
 from jgrpo.keys import named_key
 from jgrpo.learner.batch import mean_logp, minibatches, token_kl, unweighted, with_advantages
 from jgrpo.learner.step import Learner
+from jgrpo.marks import segments, strata
 from jgrpo.observe import combine_updates
 from jgrpo.parallel.rules import replicated
 from jgrpo.types import Batch, TrainState
@@ -69,6 +70,10 @@ def _with_logps(
         batch, extra = _learner_old_logp(learner, state, batch)
     if "behavior_logp" in needed:
         batch = dataclasses.replace(batch, behavior_logp=collected.rollouts.behavior_logp)
+    if "segments" in needed:
+        mark, tokenizer = cfg.rollout.segment_mark, run.model.tokenizer
+        found = segments(tokenizer, collected.rollouts, mark)
+        batch = dataclasses.replace(batch, segments=found)
     if state.ref_params is not None:
         ref_logp = jax.device_get(learner.logps(state.ref_params, batch))
         batch = dataclasses.replace(batch, ref_logp=ref_logp)
@@ -115,6 +120,8 @@ def _side(cfg: Config, batch: Batch, collected: Collected) -> algo.Side:
         "tokens": lambda: np.asarray(batch.tokens),
         "prompt_ids": lambda: collected.prompt_ids,
         "reference": lambda: collected.reference,
+        "segments": lambda: batch.segments,
+        "strata": lambda: strata(collected.texts, cfg.rollout.stratum_mark),
     }
     return algo.Side(
         max_completion_tokens=cfg.rollout.max_completion_tokens,

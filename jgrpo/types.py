@@ -89,6 +89,7 @@ class Batch:
         that their ratio is 1 (worked solutions, which nobody sampled); None: there are none.
       ref_logp: log-prob under the reference model, or None if no slot needs it.
       behavior_logp: log-prob at which the sampler drew each token, or None if no slot needs it.
+      segments: number of the segment of each token, -1 where there is none, or None likewise.
     """
 
     prompts: Prompts
@@ -100,6 +101,7 @@ class Batch:
     unit_ratio: Bool[AnyArray, "P G"] | None = None
     ref_logp: Float[AnyArray, "P G T"] | None = None
     behavior_logp: Float[AnyArray, "P G T"] | None = None
+    segments: Int[AnyArray, "P G T"] | None = None
 
 
 @jax.tree_util.register_dataclass

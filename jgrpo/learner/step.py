@@ -208,6 +208,7 @@ class Learner:
             behavior_logp=None if batch.behavior_logp is None else rows(batch.behavior_logp),
             weights=rows(batch.weights),
             token_share=rows(share),
+            segments=None if batch.segments is None else rows(batch.segments),
             entropy=None if self.method.bonus == "none" else rows(entropy),
         )
         gap = jnp.where(batch.mask, jnp.abs(jax.lax.stop_gradient(logp) - old_logp), 0.0)

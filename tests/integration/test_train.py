@@ -128,15 +128,15 @@ TWO_REWARDS = "reward.functions=[{name: tagged_number}, {name: regex_format}]"
 NOT_SUPPLIED = {
     "knapsack": "allocation",
     "ppo_clip": "values",
-    "rank_grpo": "segments",
     "spo": "drift",
-    "stratified_grpo": "strata",
     "v0": "allocation",
     "v0_5": "allocation, prior",
 }
 """What a method lacks in the loop."""
 MORE = {
     "sft": ["rollout.group_size=1"],
+    "rank_grpo": [TWO_REWARDS, "rollout.segment_mark=';'"],
+    "stratified_grpo": ["rollout.stratum_mark=';'"],
     "dapo": ["method.overlong_buffer_tokens=8"],
     "cispo": ["method.overlong_buffer_tokens=8"],
     "fgrpo": [TWO_REWARDS, "method.dual_thresholds=[0.5]"],
@@ -168,6 +168,7 @@ def test_a_method_that_cannot_be_trained_yet_is_refused_by_name(method):
     words = [*SMALL, f"method={method}", "rollout.max_completion_tokens=5000", TWO_REWARDS]
     words += ["rollout.group_size=1"] if method == "sft" else []
     words += ["method.dual_thresholds=[0.5]"] if method == "fgrpo" else []
+    words += ["rollout.stratum_mark=;"] if method == "stratified_grpo" else []
     path = ROOT / "configs" / "quickstart.yaml"
     if method in NOT_SUPPLIED:
         with pytest.raises(config_io.ConfigError, match=f"needs {NOT_SUPPLIED[method]}, which"):
