@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from jgrpo import algo
+from jgrpo.buckets import bucket
 from jgrpo.collect import Collector
 from jgrpo.config import Config
 from jgrpo.data.tasks import load_task
@@ -14,6 +15,7 @@ from jgrpo.heldout import Evaluator
 from jgrpo.keys import root_key
 from jgrpo.learner.optim import make_optimizer
 from jgrpo.learner.step import Learner
+from jgrpo.memory import nothing
 from jgrpo.models.architecture import logical_axes
 from jgrpo.models.load import LoadedModel, load
 from jgrpo.parallel.mesh import make_mesh
@@ -48,11 +50,15 @@ class Run:
     def initial_state(self) -> TrainState:
         """The initial weights on the mesh, with fresh states of optimizer and method."""
         method, state = self.cfg.method, self.learner.init(self.model.params)
-        if "state" not in algo.needs(method):
-            return state
-        strategy = algo.init_state(method, num_prompts=len(self.collector.task.train))
-        placed = jax.device_put(strategy, replicated(self.mesh))
-        return dataclasses.replace(state, strategy=placed)
+        needed, num_prompts = algo.needs(method), len(self.collector.task.train)
+        strategy, aux = {}, {}
+        if "state" in needed:
+            strategy = algo.init_state(method, num_prompts=num_prompts)
+        if "drift" in needed:
+            width = bucket(self.cfg.rollout.max_completion_tokens)
+            aux["previous"] = nothing(num_prompts, width)
+        strategy, aux = jax.device_put((strategy, aux), replicated(self.mesh))
+        return dataclasses.replace(state, strategy=strategy, aux=aux)
 
     def close(self) -> None:
         """Ends the worker processes of the rewards."""

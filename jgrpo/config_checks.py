@@ -21,7 +21,7 @@ SUPPLIED = frozenset(
     {
         *("ref_logp", "behavior_logp", "lengths", "sequence_kl", "token_kl", "mean_logp"),
         *("mask", "tokens", "prompt_ids", "reference", "columns", "state", "solutions"),
-        *("late", "constraint_scale", "entropy", "segments", "strata"),
+        *("late", "constraint_scale", "entropy", "segments", "strata", "drift"),
     }
 )
 """What a training run can give a method (`algo.needs`)."""

@@ -12,11 +12,11 @@ from jaxtyping import Float
 from jgrpo import algo
 from jgrpo.assembly import Run
 from jgrpo.collect import Collected
-from jgrpo.config import Config
 from jgrpo.keys import named_key
 from jgrpo.learner.batch import mean_logp, minibatches, token_kl, unweighted, with_advantages
 from jgrpo.learner.step import Learner
 from jgrpo.marks import segments, strata
+from jgrpo.memory import drift, remember
 from jgrpo.observe import combine_updates
 from jgrpo.parallel.rules import replicated
 from jgrpo.types import Batch, TrainState
@@ -39,7 +39,7 @@ def learn(
     cfg, method, learner = run.cfg, run.cfg.method, run.learner
     begin = time.perf_counter()
     batch, extra = _with_logps(run, state, collected)
-    side = _side(cfg, batch, collected)
+    side = _side(run, state, batch, collected)
     advantages = algo.advantages(method, _rewards(method, collected), side, state.strategy)
     batch = with_advantages(batch, advantages)
     updates = []
@@ -48,9 +48,15 @@ def learn(
         for part in minibatches(method, batch, cfg.optim.minibatches, order):
             state, metrics = learner.update(state, _uncoupled(method, learner, state, part))
             updates.append(metrics)
-    changed = (np.int32(step + 1), np.int32(collected.cursor), advantages.state)
-    step_, cursor, strategy = jax.device_put(changed, replicated(run.mesh))
-    state = dataclasses.replace(state, step=step_, cursor=cursor, strategy=strategy)
+    changed = {
+        "step": np.int32(step + 1),
+        "cursor": np.int32(collected.cursor),
+        "strategy": advantages.state,
+    }
+    if "previous" in state.aux:
+        previous = remember(state.aux["previous"], collected.prompt_ids, batch)
+        changed["aux"] = {**state.aux, "previous": previous}
+    state = dataclasses.replace(state, **jax.device_put(changed, replicated(run.mesh)))
     learned = combine_updates(jax.device_get(updates)) | extra
     learned["time/learner_s"] = time.perf_counter() - begin
     return state, batch, learned
@@ -108,8 +114,9 @@ def _rewards(
     return collected.rewards
 
 
-def _side(cfg: Config, batch: Batch, collected: Collected) -> algo.Side:
+def _side(run: Run, state: TrainState, batch: Batch, collected: Collected) -> algo.Side:
     """What the method must know besides the rewards."""
+    cfg, ids = run.cfg, collected.prompt_ids
     needed = algo.needs(cfg.method)
     facts: dict[str, Any] = {
         "lengths": lambda: np.asarray(batch.mask).sum(-1),
@@ -118,7 +125,10 @@ def _side(cfg: Config, batch: Batch, collected: Collected) -> algo.Side:
         "mean_logp": lambda: mean_logp(batch),
         "mask": lambda: np.asarray(batch.mask),
         "tokens": lambda: np.asarray(batch.tokens),
-        "prompt_ids": lambda: collected.prompt_ids,
+        "prompt_ids": lambda: ids,
+        "drift": lambda: drift(
+            state.aux["previous"], ids, batch.prompts, run.learner, state.params
+        ),
         "reference": lambda: collected.reference,
         "segments": lambda: batch.segments,
         "strata": lambda: strata(collected.texts, cfg.rollout.stratum_mark),

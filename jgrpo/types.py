@@ -116,7 +116,7 @@ class TrainState:
       opt_state: the optimizer's state.
       ref_params: the frozen reference policy, or None if no slot of the method needs it.
       strategy: state of the method's stateful slots; an empty dict for stateless methods.
-      aux: parameters of auxiliary models by name.
+      aux: further memory of the run by name.
     """
 
     step: Int[AnyArray, ""]
