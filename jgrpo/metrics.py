@@ -182,8 +182,8 @@ METRICS: Mapping[str, Metric] = {
     "ratio/clip_high_fraction": Metric(
         "fraction", "tokens cut at the upper bound (advantage > 0)", "clip_ratio/high_mean"
     ),
-    "veto/factor_mean": Metric("1", "mean factor of the veto slot on the policy term"),
     "ratio/deviation_max": Metric("1", "largest |ratio - 1| of a trained token"),
+    "veto/factor_mean": Metric("1", "mean factor of the veto slot on the policy term"),
     "kl/old": Metric("nats", "estimated (k3) KL of the old policy to the policy, mean over tokens"),
     "kl/ref": Metric(
         "nats", "estimated (k3) KL of the policy to the reference, mean over tokens", "kl"

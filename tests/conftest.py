@@ -8,6 +8,7 @@ import getpass
 import importlib.util
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _eight_devices() -> None:
     assert jax.device_count() == 8, f"expected 8 simulated devices, got {jax.devices()}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_compiled_programs() -> Iterator[None]:
+    """Thousands of tests would hold many GiB of them; what a later module needs is on disk."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Kills a small run again and again and compares what is left with a run left alone.
 
-    PYTHONPATH=tests .venv/bin/python -m killed_runs --kills 200
+    .venv/bin/python tests/killed_runs.py --kills 200
 
 Every kill is a SIGKILL at a random moment of a phase; the phases take turns. The processes are
 forked from one that has imported everything, and read compiled programs from a cache, so that most

@@ -30,7 +30,8 @@ RECORDS = {
     "Example": "prompt answer= solution= columns=",
     "Prompts": "uid tokens mask",
     "Rollouts": "prompts tokens mask behavior_logp finished",
-    "Batch": "prompts tokens mask weights advantages old_logp ref_logp=",
+    "Batch": "prompts tokens mask weights advantages old_logp unit_ratio= ref_logp= "
+    "behavior_logp= segments=",
     "TrainState": "step cursor params opt_state ref_params= strategy= aux=",
 }
 METHODS = ("grpo", "dr_grpo", "dapo", "cispo", "gspo", "gspo_token", "rloo", "sft")

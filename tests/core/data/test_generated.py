@@ -251,8 +251,8 @@ def test_few_shot_prompt_shows_other_numbers_and_no_heldout_answer():
 
 
 def test_max_per_answer_limits_the_pairs_of_each_answer_and_keeps_both_orders():
-    def pairs(limit):
-        task = _task("gcd", {"max_per_answer": limit})
+    def pairs(**options):
+        task = _task("gcd", options)
         found = [
             (*map(int, re.findall("[0-9]+", example.prompt)),)
             for example in (*task.train, *task.heldout)

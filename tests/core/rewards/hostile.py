@@ -272,7 +272,7 @@ def shuts_its_socket(completions, **_):
 def hoards(completions, **_):
     hoard = []
     while True:
-        hoard.append(bytearray(2**24))
+        hoard.append(bytearray(2**28))  # few steps, even on a busy machine
 
 
 def hoards_in_one_piece(completions, **_):
@@ -287,6 +287,12 @@ def _note(note):
         file.write(f"{os.getpid()}\n")
 
 
+def _await(note):
+    """Waits until a child has noted itself; else it may be killed before."""
+    while not os.path.exists(note[0]):
+        time.sleep(0.002)
+
+
 def _sleep_as_child(note):
     _note(note)
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -298,7 +304,7 @@ def _sleep_as_child(note):
 def forks(completions, note, **_):
     if os.fork() == 0:
         _sleep_as_child(note)
-    time.sleep(0.1)
+    _await(note)
     return _ones(completions)
 
 
@@ -306,6 +312,7 @@ def forks_and_both_return(completions, note, **_):
     if os.fork() == 0:
         _note(note)
         return [99.0]
+    _await(note)
     return _ones(completions)
 
 
@@ -313,6 +320,7 @@ def forks_and_child_raises(completions, note, **_):
     if os.fork() == 0:
         _note(note)
         raise ValueError("I am the child")
+    _await(note)
     return _ones(completions)
 
 
@@ -323,7 +331,7 @@ def daemonises(completions, note, **_):
             _sleep_as_child(note)
         os._exit(0)
     os.wait()
-    time.sleep(0.1)
+    _await(note)
     return _ones(completions)
 
 
