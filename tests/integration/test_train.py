@@ -12,6 +12,7 @@ import pytest
 
 from jgrpo import config_io
 from jgrpo.algo import METHODS
+from jgrpo.cli import main
 from jgrpo.run import train
 
 ROOT = Path(__file__).parents[2]
@@ -87,6 +88,21 @@ def test_a_folder_of_another_run_is_refused_by_key(tmp_path):
     run(tmp_path, "run.steps=1")
     with pytest.raises(ValueError, match=r"optim\.lr"):
         run(tmp_path, "run.steps=1", "optim.lr=1e-3")
+
+
+def test_the_best_checkpoint_stays_and_every_one_is_verified(tmp_path, capsys):
+    more = ["eval.every=1", "checkpoint.every=1", "checkpoint.keep=1", "checkpoint.keep_best=1"]
+    more += ["rollout.max_completion_tokens=56", "optim.lr=3e-2", "run.steps=5"]  # it gets worse
+    run(tmp_path, *more)
+    scores = [row.get("eval/greedy_accuracy", -1.0) for row in metrics(tmp_path)]
+    best = 1 + scores.index(max(scores))
+    assert best < 4
+    assert main(["checkpoint", "verify", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"step {best}: good\nstep 5: good\n"
+    manifest = tmp_path / "checkpoints" / "5" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("float32", "float64", 1))
+    assert main(["checkpoint", "verify", str(tmp_path)]) == 1
+    assert f"step 5: {manifest}: is damaged" in capsys.readouterr().out
 
 
 def test_samples_differ_between_steps_and_hold_what_was_drawn(tmp_path):

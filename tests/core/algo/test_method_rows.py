@@ -5,6 +5,7 @@ import pytest
 
 from jgrpo.algo import METHODS, Method, method, needs
 from jgrpo.algo.methods import FIELDS, SLOTS, TEXTS, field_problems
+from jgrpo.algo.row import refuse_problems
 from jgrpo.algo.slots import TABLES, constants
 
 FAMILY = """
@@ -100,7 +101,10 @@ def test_integers_become_floats_where_the_field_is_a_number():
         (lambda: method("disco", trust="clip"), ["trust: must be 'linear' with late 'disco'"]),
         (lambda: method("bnpo", max_value=0.0), ["max_value: must be above min_value = 0.0"]),
         (lambda: method("gdpo", reward_weights=1.0), ["reward_weights: must be a list of num"]),
-        (lambda: method("gdpo", reward_weights=(1.0, "x")), ["each item must be a number"]),
+        (
+            lambda: refuse_problems("gdpo", {"reward_weights": (1.0, "x")}),
+            ["each item must be a number"],
+        ),
     ],
 )  # fmt: skip
 def test_invalid_method_is_refused_naming_field_value_and_what_is_allowed(call, words):
