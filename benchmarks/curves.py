@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 
@@ -25,7 +26,7 @@ PAGE = ROOT / "docs" / "results.md"
 
 def main() -> None:
     """Trains each seed in a process of its own, then writes the page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("config")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("override", nargs="*")
@@ -49,11 +50,11 @@ def score(report: dict) -> tuple[float, float | None]:
     return report["greedy_accuracy"], report["pass_at"].get("1")
 
 
-def curve(folder: Path) -> list[tuple[int, dict[str, float]]]:
+def curve(folder: Path) -> list[tuple[int, dict[str, Any]]]:
     """Held-out scores by the number of finished steps, from the start to the end."""
     summary = json.loads((folder / "summary.json").read_text())
     points = [(0, summary["eval_before"])]
-    named = [
+    named: list[tuple[int, dict[str, Any]]] = [
         (
             row["step"] + 1,
             {"greedy": row["eval/greedy_accuracy"], "sampled": row.get("eval/pass@1")},
@@ -62,10 +63,10 @@ def curve(folder: Path) -> list[tuple[int, dict[str, float]]]:
         if "eval/greedy_accuracy" in row
     ]
     points.append((summary["steps"], summary["eval_after"]))
-    ends = [
-        (step, dict(zip(("greedy", "sampled"), score(report), strict=True)))
-        for step, report in points
-    ]
+    ends: list[tuple[int, dict[str, Any]]] = []
+    for step, report in points:
+        greedy, sampled = score(report)
+        ends.append((step, {"greedy": greedy, "sampled": sampled}))
     return [ends[0], *named, ends[1]]
 
 
@@ -111,10 +112,11 @@ def section(name: str, args: argparse.Namespace, folders: list[Path]) -> str:
             f"| {seed} | {' | '.join(cells)} | {lengths} | {summary['steps']} | {minutes:.1f} |"
         )
     facts = json.loads((folders[0] / "environment.json").read_text())
+    prompts = json.loads((folders[0] / "summary.json").read_text())["eval_before"]["num_prompts"]
     given = " ".join([args.config, *args.override, "--seeds", *map(str, args.seeds)])
     lines += [
         "",
-        f"{before['num_prompts']} held-out prompts. Made by "
+        f"{prompts} held-out prompts. Made by "
         f"`.venv/bin/python benchmarks/curves.py {given}` at commit {facts['commit']}, jax "
         f"{facts['jax']}, {platform.machine()} with {os.cpu_count()} cores.",
     ]

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from jgrpo import config_io
+from jgrpo.pages import with_kept_pages
 from jgrpo.run import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,7 +33,7 @@ _TOLERANCE = 0.02
 
 def main() -> None:
     """Runs the soak in this process, with a thread that samples its memory."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=2000)
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="soak_"))
@@ -69,4 +70,5 @@ def mean(values: list[float]) -> float:
 
 
 if __name__ == "__main__":
+    with_kept_pages()  # as train.py does
     main()

@@ -8,16 +8,19 @@ really encoded. Prints one JSON line with medians over the timed steps.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
+import sys
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from jgrpo import algo
-from jgrpo.algo import advantages
 from jgrpo.config import MeshConfig, OptimConfig
 from jgrpo.keys import named_key, root_key
 from jgrpo.learner.batch import minibatches, unweighted, with_advantages
@@ -26,11 +29,12 @@ from jgrpo.learner.step import Learner
 from jgrpo.models import decoder
 from jgrpo.models.architecture import from_hf, logical_axes, num_params
 from jgrpo.models.load import load
+from jgrpo.pages import with_kept_pages
 from jgrpo.parallel.mesh import make_mesh
 from jgrpo.parallel.rules import param_shardings
 from jgrpo.rollout.engine import Engine
 from jgrpo.rollout.sample import Sampling
-from jgrpo.types import Prompts
+from jgrpo.types import Batch, Prompts, Rollouts
 
 SHAPE = {
     "layers": 4,
@@ -46,19 +50,37 @@ SHAPE = {
 }
 
 
-def arguments() -> argparse.Namespace:
-    """The options that all benchmarked systems share, and how many steps are timed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def arguments(*more: tuple[str, dict], defaults: Sequence[str] = ()) -> argparse.Namespace:
+    """The options that all benchmarked systems share, how many steps are timed, and `more`.
+
+    Args:
+      *more: further options, as `add_argument` takes them.
+      defaults: options to begin with, which those of the command line override.
+    """
+    parser = argparse.ArgumentParser()
     for name, default in SHAPE.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--steps", type=int, default=5, help="timed steps")
     parser.add_argument("--warmup", type=int, default=2, help="untimed steps before")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    return parser.parse_args()
+    for name in ("weights", "kv"):
+        parser.add_argument(
+            f"--{name}", choices=("model", "int8"), default="model", help="sampler's"
+        )
+    parser.add_argument("--scan", action="store_true", help="scan the layers while decoding too")
+    parser.add_argument("--logp-chunk", type=int, default=0, help="tokens; 0: the default")
+    for name, option in more:
+        parser.add_argument(name, **option)
+    return parser.parse_args([*defaults, *sys.argv[1:]])
 
 
-def build(args: argparse.Namespace) -> tuple[Engine, Learner, dict]:
-    """A random model of the asked shape, with the run's own engine and learner around it."""
+def build(args: argparse.Namespace, **settings: Any) -> tuple[Engine, Learner, dict]:
+    """A random model of the asked shape, with the run's own engine and learner around it.
+
+    Args:
+      args: from `arguments`.
+      settings: further fields of the learner.
+    """
     arch = from_hf(
         {
             "model_type": "qwen3",
@@ -85,7 +107,13 @@ def build(args: argparse.Namespace) -> tuple[Engine, Learner, dict]:
         tokenizer=load("tiny", init="random").tokenizer,
         eos_ids=(args.vocab,),  # an id that is never drawn: no completion ends early
         dtype=args.dtype,
+        weights=args.weights,
+        kv=args.kv,
     )
+    if args.scan:
+        engine = dataclasses.replace(engine, unstack=False)
+    if args.logp_chunk:
+        settings = {"logp_chunk_tokens": args.logp_chunk} | settings
     learner = Learner(
         graphdef=graphdef,
         method=algo.method("grpo", penalty="none", kl_coef=0.0),
@@ -93,8 +121,54 @@ def build(args: argparse.Namespace) -> tuple[Engine, Learner, dict]:
         mesh=mesh,
         shapes=shapes,
         shardings=param_shardings(mesh, logical_axes(arch), shapes),
+        **settings,
     )
     return engine, learner, {"params": num_params(arch), "initial": params}
+
+
+def random_prompts(args: argparse.Namespace, noise: np.random.Generator) -> Prompts:
+    """Prompts of --prompt-len tokens, without padding."""
+    tokens = noise.integers(0, args.vocab, (args.prompts, args.prompt_len), dtype=np.int32)
+    uid = np.arange(args.prompts, dtype=np.int32)
+    return Prompts(uid=uid, tokens=tokens, mask=np.ones(tokens.shape, bool))
+
+
+def random_batch(
+    args: argparse.Namespace, method: algo.Method, lengths: np.ndarray, width: int, seed: int = 0
+) -> Batch:
+    """A batch of random tokens and rewards.
+
+    Args:
+      args: from `arguments`.
+      method: gives advantages and weights.
+      lengths: of the completions [P, G].
+      width: positions of a completion.
+      seed: of the draws.
+    """
+    noise = np.random.default_rng(seed)
+    mask = np.arange(width) < lengths[..., None]
+    rollouts = Rollouts(
+        prompts=random_prompts(args, noise),
+        tokens=noise.integers(0, args.vocab, mask.shape, dtype=np.int32),
+        mask=mask,
+        behavior_logp=np.where(mask, -np.log(args.vocab), 0).astype(np.float32),
+        finished=np.ones(lengths.shape, bool),
+    )
+    return rewarded(method, rollouts, noise)
+
+
+def rewarded(method: algo.Method, rollouts: Rollouts, noise: np.random.Generator) -> Batch:
+    """One minibatch of the rollouts, with random rewards."""
+    rewards = noise.random(rollouts.mask.shape[:2], dtype=np.float32)
+    batch = unweighted(rollouts, np.ones(rewards.shape, bool))
+    batch = with_advantages(batch, algo.advantages(method, rewards))
+    return minibatches(method, batch, 1, root_key(0))[0]
+
+
+def print_line(report: Mapping[str, Any]) -> None:
+    """Prints a report as one JSON line, floats to four digits behind the point."""
+    rounded = json.loads(json.dumps(report), parse_float=lambda x: round(float(x), 4))
+    print(json.dumps(rounded))
 
 
 def main() -> None:
@@ -106,12 +180,7 @@ def main() -> None:
     load_before = os.getloadavg()[0]
     times: dict[str, list[float]] = {"rollout_s": [], "learn_s": [], "step_s": [], "cpu_s": []}
     for step in range(args.warmup + args.steps):
-        tokens = noise.integers(0, args.vocab, (args.prompts, args.prompt_len), dtype=np.int32)
-        prompts = Prompts(
-            uid=np.arange(args.prompts, dtype=np.int32),
-            tokens=tokens,
-            mask=np.ones(tokens.shape, bool),
-        )
+        prompts = random_prompts(args, noise)
         begin, cpu = time.perf_counter(), time.process_time()
         rollouts = engine.generate(
             state.params,
@@ -123,10 +192,7 @@ def main() -> None:
         )
         sampled = time.perf_counter()
         assert rollouts.mask.sum() == args.prompts * args.group * args.new_tokens
-        rewards = noise.random((args.prompts, args.group), dtype=np.float32)
-        batch = unweighted(rollouts, np.ones(rewards.shape, bool))
-        batch = with_advantages(batch, advantages(learner.method, rewards))
-        (part,) = minibatches(learner.method, batch, 1, root_key(0))
+        part = rewarded(learner.method, rollouts, noise)
         state, metrics = learner.update(state, part)
         jax.block_until_ready((state.params, metrics))
         end = time.perf_counter()
@@ -154,8 +220,9 @@ def main() -> None:
         "threads": os.cpu_count(),
         "shape": {name.replace("-", "_"): vars(args)[name.replace("-", "_")] for name in SHAPE},
     }
-    print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in report.items()}))
+    print_line(report)
 
 
 if __name__ == "__main__":
+    with_kept_pages()
     main()

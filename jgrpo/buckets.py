@@ -1,5 +1,11 @@
 """The short list of widths that arrays are padded to, so that few shapes are ever compiled."""
 
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Int
+from numpy import ndarray
+
 _STEP = 16
 
 
@@ -21,3 +27,20 @@ def bucket(length: int, step: int = _STEP) -> int:
         return units * step
     power = 1 << ((units - 1).bit_length() - 1)
     return step * (power * 3 // 2 if units <= power * 3 // 2 else power * 2)
+
+
+def left_padded(
+    rows: Sequence[Sequence[int]], width: int, pad_id: int = 0
+) -> tuple[Int[ndarray, "R W"], Bool[ndarray, "R W"]]:
+    """Rows of token ids that all end at the right, and True at their ids.
+
+    Args:
+      rows: none longer than `width`.
+      width: of what is returned.
+      pad_id: stands before them.
+    """
+    tokens, mask = np.full((len(rows), width), pad_id, np.int32), np.zeros((len(rows), width), bool)
+    for index, row in enumerate(rows):
+        tokens[index, width - len(row) :] = row
+        mask[index, width - len(row) :] = True
+    return tokens, mask

@@ -49,7 +49,8 @@ class Checkpoints:
         """
         if keep < 1:
             raise ValueError(f"keep must be at least 1, got {keep}")
-        self._folder = run_dir.resolve() / "checkpoints"
+        self._run_dir = run_dir.resolve()
+        self._folder = checkpoints_folder(self._run_dir)
         self._keep = keep
         self._keep_best = keep_best
         self._deadline_s = deadline_s
@@ -60,10 +61,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps with a finished checkpoint, ascending; not verified."""
-        if not self._folder.is_dir():
-            return []
-        paths = (path for path in self._folder.iterdir() if _is_step(path.name))
-        return sorted(int(path.name) for path in paths if (path / _MANIFEST).is_file())
+        return finished_steps(self._run_dir)
 
     def latest_step(self) -> int | None:
         """The newest step with a finished checkpoint, not verified; None if there is none."""
@@ -160,21 +158,8 @@ class Checkpoints:
         Raises:
           ValueError: if there are checkpoints and all are damaged, or if the leaves differ.
         """
-        faults: list[str] = []
-        for step in reversed(self.steps()):
-            try:
-                manifest = verify(self._folder / str(step))
-            except (ValueError, OSError) as error:
-                _LOG.warning("checkpoint of step %d is not used: %s", step, error)
-                faults.append(str(error))
-                continue
-            return self._load(like, step, manifest)
-        if faults:
-            raise ValueError(
-                f"every checkpoint in {self._folder} is damaged: {'; '.join(faults)}. "
-                "Put back a copy of one, or start again with another run.dir."
-            )
-        return None
+        found = newest_good(self._run_dir)
+        return None if found is None else self._load(like, *found)
 
     def _load(self, like: _State, step: int, manifest: Mapping[str, Any]) -> _State:
         folder = self._folder / str(step)
@@ -227,6 +212,47 @@ class _Save(threading.Thread):
             self.error = error
 
 
+def checkpoints_folder(run_dir: Path) -> Path:
+    """Where the checkpoints of a run lie, each in a folder named after its step."""
+    return run_dir / "checkpoints"
+
+
+def finished_steps(run_dir: Path) -> list[int]:
+    """The steps of a run with a finished checkpoint, ascending; not verified."""
+    folders = _step_folders(run_dir)
+    return [int(folder.name) for folder in folders if (folder / _MANIFEST).is_file()]
+
+
+def newest_good(
+    run_dir: Path, say: Callable[[str], object] = _LOG.warning
+) -> tuple[int, dict[str, Any]] | None:
+    """Verifies the finished checkpoints of a run, newest first, until one is good.
+
+    Args:
+      run_dir: the run folder.
+      say: is told of each checkpoint that is passed over, and why.
+
+    Returns:
+      Its step and its manifest, as `verify` gives it; None if no checkpoint is finished.
+
+    Raises:
+      ValueError: if there are finished checkpoints and all are damaged.
+    """
+    faults: list[str] = []
+    for step in reversed(finished_steps(run_dir)):
+        try:
+            return step, verify(checkpoints_folder(run_dir) / str(step))
+        except (ValueError, OSError) as error:
+            say(f"the checkpoint of step {step} is not used: {error}")
+            faults.append(str(error))
+    if faults:
+        raise ValueError(
+            f"every checkpoint in {checkpoints_folder(run_dir)} is damaged: {'; '.join(faults)}. "
+            "Put back a copy of one, or start again with another run.dir."
+        )
+    return None
+
+
 def verify(folder: Path) -> dict[str, Any]:
     """Checks one checkpoint against its manifest, every byte of it.
 
@@ -270,12 +296,13 @@ def verify_all(run_dir: Path) -> dict[int, str]:
     Raises:
       ValueError: if the run has no checkpoints.
     """
-    folder = run_dir / "checkpoints"
-    paths = [path for path in folder.iterdir() if _is_step(path.name)] if folder.is_dir() else []
+    paths = _step_folders(run_dir)
     if not paths:
-        raise ValueError(f"{folder}: no checkpoint; is {run_dir} a run folder?")
+        raise ValueError(
+            f"{checkpoints_folder(run_dir)}: no checkpoint; is {run_dir} a run folder?"
+        )
     found = {}
-    for path in sorted(paths, key=lambda path: int(path.name)):
+    for path in paths:
         try:
             verify(path)
         except (ValueError, OSError) as error:
@@ -283,6 +310,13 @@ def verify_all(run_dir: Path) -> dict[int, str]:
         else:
             found[int(path.name)] = ""
     return found
+
+
+def _step_folders(run_dir: Path) -> list[Path]:
+    """The folders of all steps, ascending, of unfinished saves too."""
+    folder = checkpoints_folder(run_dir)
+    paths = [path for path in folder.iterdir() if _is_step(path.name)] if folder.is_dir() else []
+    return sorted(paths, key=lambda path: int(path.name))
 
 
 def _write_manifest(folder: Path, step: int, leaves: Mapping[str, Any]) -> None:

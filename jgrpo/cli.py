@@ -1,4 +1,4 @@
-"""The commands: `python train.py CONFIG ...` and `jgrpo eval | generate | export | methods | data`.
+"""The commands: `python train.py CONFIG ...` and `jgrpo eval | generate | plan | methods | ...`.
 
 Each reads its arguments, calls one function of the package and prints what came of it. Mistakes of
 the user end in one message and exit code 2, without a traceback.
@@ -20,6 +20,7 @@ from jgrpo import config_io
 from jgrpo.config import Config
 from jgrpo.rewards.calls import RewardError
 from jgrpo.stopping import EXIT_CODES, Stopped
+from jgrpo.types import Message
 
 # transformers is here for tokenizers and configs; that it finds no torch is as it should be.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -106,8 +107,23 @@ def _add_run_commands(commands: Any) -> None:
     add.add_argument(
         "--max-shard-size", default="2GB", help="split weights beyond this (default: 2GB)"
     )
+    add.add_argument("--adapter", action="store_true", help="its LoRA adapters alone, for PEFT")
     add.add_argument("--force", action="store_true", help="replace what lies in the directory")
     add.set_defaults(call=_export)
+
+    add = commands.add_parser(
+        "plan", help="compile a run for chips that are not there: memory, exchanges, estimate"
+    )
+    add.add_argument("config", help="a YAML file")
+    add.add_argument("override", nargs="*", help=_OVERRIDES)
+    add.add_argument(
+        "--topology", required=True, help="such as v5e:2x4, v5p:2x2x4, h100:8; cpu:8 for this CPU"
+    )
+    add.add_argument(
+        "--search", action="store_true", help="propose mesh, microbatch and remat, by estimate"
+    )
+    add.add_argument("--json", action="store_true", help="print as JSON")
+    add.set_defaults(call=_plan)
 
     add = commands.add_parser("checkpoint", help="verify every byte of a run's checkpoints")
     add.add_argument("action", choices=("verify",))
@@ -133,6 +149,18 @@ def _add_reference_commands(commands: Any) -> None:
     add.add_argument("-n", type=int, default=4, help="prompts to show")
     add.add_argument("--json", action="store_true", help="print what `check` finds as JSON")
     add.set_defaults(call=_data)
+
+    add = commands.add_parser(
+        "dialogues", help="cut stored dialogues about programs into prompts of one turn each"
+    )
+    add.add_argument("config", help="whose model, chat settings and prompt limit the prompts fit")
+    add.add_argument("dialogues", help="a .jsonl file of dialogues")
+    add.add_argument("override", nargs="*", help=_OVERRIDES)
+    add.add_argument("--to", required=True, help="the .jsonl file to write")
+    add.add_argument(
+        "--swapped", type=float, default=0.1, help="share with swapped outputs (default: 0.1)"
+    )
+    add.set_defaults(call=_dialogues)
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
@@ -168,7 +196,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    from jgrpo.sweep import run_sweep
+    from jgrpo.sweep.runs import run_sweep
 
     # The first word stands where a config does otherwise.
     words = [] if args.config is None else [args.config, *args.override]
@@ -220,6 +248,7 @@ def _eval(args: argparse.Namespace) -> None:
 
 
 def _generate(args: argparse.Namespace) -> None:
+    from jgrpo.data.chat import last_message
     from jgrpo.reopen import reopen, sample_texts
 
     run, params, key, _ = reopen(Path(args.source), args.override, args.step)
@@ -234,7 +263,7 @@ def _generate(args: argparse.Namespace) -> None:
             run, params, key, prompts, group_size=args.g, temperature=args.temperature
         )
     for prompt, group in zip(prompts, groups, strict=True):
-        shown = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        shown = last_message(prompt)
         for completion in group:
             print(f"{shown} -> {completion}")
 
@@ -252,9 +281,21 @@ def _export(args: argparse.Namespace) -> None:
         step=args.step,
         dtype=args.dtype,
         max_shard_bytes=max_shard_bytes,
+        adapter=args.adapter,
         force=args.force,
         say=print,
     )
+
+
+def _plan(args: argparse.Namespace) -> int:
+    import jax
+
+    from jgrpo.planning.command import show
+
+    jax.config.update("jax_platforms", "cpu")  # an accelerator of this machine is not needed
+    cfg = config_io.load(args.config, args.override)
+    fits = show(cfg, args.topology, searches=args.search, as_json=args.json)
+    return int(not fits)
 
 
 def _methods(args: argparse.Namespace) -> None:
@@ -271,13 +312,13 @@ def _methods(args: argparse.Namespace) -> None:
         print(method_page(args.name))
     else:
         table = Table(title=f"{len(METHODS)} methods (jgrpo methods NAME for one page)")
-        for header in ("method", "differs from grpo by", "paper", "evidence"):
+        table.add_column("method", no_wrap=True)
+        for header in ("differs from grpo by", "paper", "departs", "evidence"):
             table.add_column(header)
         for row in rows:
             changes = " ".join(f"{name}={value}" for name, value in row["changes"].items())
-            weak = "weak" if row["evidence"].startswith("weak") else ""
-            table.add_row(row["name"], changes, row["paper"], weak)
-        Console().print(table)
+            table.add_row(row["name"], changes, row["paper"], row["departs"], row["evidence"])
+        Console(width=max(Console().width, 140)).print(table)
 
 
 def _data(args: argparse.Namespace) -> None:
@@ -305,6 +346,32 @@ def _checkpoint(args: argparse.Namespace) -> int:
     for step, fault in found.items():
         print(f"step {step}: {fault or 'good'}")
     return int(any(found.values()))
+
+
+def _dialogues(args: argparse.Namespace) -> None:
+    from jgrpo.data.chat import tokenize
+    from jgrpo.data.dialogues import bandits, read_dialogues
+    from jgrpo.data.rows import read_jsonl
+    from jgrpo.files import write_atomically
+    from jgrpo.models.load import tokenizer
+
+    if not 0 <= args.swapped <= 1:
+        raise ValueError(f"--swapped: must be from 0 to 1, got {args.swapped}")
+    cfg = config_io.load(args.config, args.override)
+    data, words = cfg.data, tokenizer(cfg.model.path)
+
+    def fits(prompt: Sequence[Message]) -> bool:
+        ids = tokenize(words, prompt, chat=data.chat, system_prompt=data.system_prompt)
+        return len(ids) <= data.max_prompt_tokens
+
+    found = read_dialogues(read_jsonl(args.dialogues))
+    rows = list(bandits(found, fits, swapped=args.swapped))
+    write_atomically(Path(args.to), "".join(f"{json.dumps(row)}\n" for row in rows))
+    swapped, tasks = sum(row["swapped"] for row in rows), len({row["task"] for row in rows})
+    print(
+        f"{len(rows)} prompts of {tasks} tasks from {len(found)} dialogues ({swapped} prompts with "
+        f"swapped outputs) in {args.to}"
+    )
 
 
 def _data_check(args: argparse.Namespace) -> int:

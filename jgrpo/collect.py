@@ -3,12 +3,16 @@
 A method whose sampler is `dynamic` (DAPO) asks further prompts until enough groups have rewards
 that differ; after its last round it fills up with what it has, so a step always ends.
 
-Letters: P prompts, G completions per prompt, N = P*G rows, prompt by prompt.
+Letters: P prompts, G places of a group, N = P*G rows, prompt by prompt. Groups are full, unless
+the plan gives each prompt a number of completions of its own (`algo/plans.py`).
 """
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,66 +20,32 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from numpy import ndarray
 
 from jgrpo import algo
-from jgrpo.buckets import bucket
+from jgrpo.asking import Asked, Asking
+from jgrpo.collected import Collected, chosen, joined, numbers, selected
 from jgrpo.config import Config
-from jgrpo.data.chat import prompt_batch
-from jgrpo.data.order import prompt_ids
+from jgrpo.contexts import Words
 from jgrpo.data.tasks import Task
+from jgrpo.distilling import Distilling
+from jgrpo.drawing import Drawing, Drawn, grouped
+from jgrpo.joining import beside
 from jgrpo.keys import named_key
 from jgrpo.models.load import LoadedModel
+from jgrpo.recalling import Recalled
+from jgrpo.rewards.experts import expert_scores
 from jgrpo.rewards.reward import Reward
+from jgrpo.rewards.rubrics import unmet
 from jgrpo.rewards.score import Scores, begin, finish
 from jgrpo.rewards.scoring import Scoring
+from jgrpo.roles import JUDGE, Written, written
 from jgrpo.rollout.engine import Engine
-from jgrpo.rollout.sample import Sampling
-from jgrpo.types import Example, Prompts, Rollouts
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Collected:
-    """What a step trains on, before any advantage.
-
-    Attributes:
-      examples: the prompts as text.
-      prompt_ids: their numbers in the task's training data.
-      rollouts: their completions.
-      completions: the completions as text, N of them.
-      scores: rewards of the N completions.
-      reference: True for completions that are worked solutions; None if none is.
-      kept: False for groups that only fill the batch up.
-      rounds: sampling rounds it took.
-      cursor: prompts taken from the run's order, these included.
-      rollout_s: seconds spent sampling.
-      reward_s: seconds spent scoring after the sampling, which much of it overlaps.
-    """
-
-    examples: Sequence[Example]
-    prompt_ids: Int[ndarray, " P"]
-    rollouts: Rollouts
-    completions: Sequence[str]
-    scores: Scores
-    reference: Bool[ndarray, "P G"] | None
-    kept: Bool[ndarray, " P"]
-    rounds: int
-    cursor: int
-    rollout_s: float
-    reward_s: float
-
-    @property
-    def rewards(self) -> Float[ndarray, "P G"]:
-        """Total rewards by group."""
-        return self.scores.total.reshape(self.rollouts.mask.shape[:2])
-
-    @property
-    def texts(self) -> list[list[str]]:
-        """The completions as text, by group."""
-        size = self.rollouts.mask.shape[1]
-        return [list(self.completions[i : i + size]) for i in range(0, len(self.completions), size)]
-
-    @property
-    def valid(self) -> Bool[ndarray, "P G"]:
-        """False where no reward function gave a number."""
-        return self.scores.valid.reshape(self.rollouts.mask.shape[:2])
+from jgrpo.rollout.meter import Meter
+from jgrpo.rollout.sample import drawing_limits
+from jgrpo.solutions import whole_solutions
+from jgrpo.strategy.asks import Asks
+from jgrpo.strategy.control import of_step
+from jgrpo.strategy.replay import Store
+from jgrpo.strategy.skills import Chosen, Shelf
+from jgrpo.types import Contexts, Prompts, Rollouts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,152 +54,251 @@ class Collector:
 
     Attributes:
       cfg: the run's config.
-      task: where prompts come from.
+      task: for its name, where it lacks a solution.
+      asking: gives the prompts.
       model: for its tokenizer and token ids.
       engine: the sampler.
       rewards: the reward functions.
       root: the run's root key.
+      experts: the reward functions that judge what a role answers.
+      rely: says how much completions rely on their contexts (`relying.reliance`).
+      stop: says where a preference model would end them (`preferring.stops_of`).
+      recall: gives a completion of an earlier step for some prompts; None: none comes back.
+      choose: chooses the skills that prompts are asked under; None: there are none.
+      distil: makes a skill of a step; None: nobody asks.
+      regroup: makes further groups of the parts of a step's; None: there is nothing to make.
+      check: called again and again while sampling; may raise to give up.
     """
 
     cfg: Config
     task: Task
+    asking: Asking
     model: LoadedModel
     engine: Engine
     rewards: Sequence[Reward]
+    experts: Sequence[Reward]
     root: Key[Array, ""]
+    rely: Callable[[PyTree, Rollouts, Contexts, Bool[ndarray, "P N"]], Float[ndarray, "P N"]]
+    stop: Callable[[PyTree, Rollouts], Int[ndarray, "P N"]]
+    recall: Callable[[PyTree, Prompts, Int[ndarray, " R"], Store], list[Recalled]] | None = None
+    choose: Callable[[PyTree, Prompts, Shelf, int, Key[Array, ""]], list[Chosen]] | None = None
+    distil: Distilling | None = None
+    regroup: Callable[[Collected], Collected] | None = None
+    check: Callable[[], None] | None = None
 
-    def collect(self, params: PyTree, step: int, cursor: int) -> Collected:
+    def collect(
+        self,
+        params: PyTree,
+        step: int,
+        cursor: int,
+        strategy: Mapping[str, PyTree],
+        roles: Mapping[str, PyTree] = MappingProxyType({}),
+    ) -> Collected:
         """Takes prompts from `cursor` on and returns a full step of scored completions.
 
         Args:
           params: weights to sample with.
           step: number of the step, which names its noise.
           cursor: prompts taken so far.
+          strategy: the states of the method's slots.
+          roles: weights of the roles of the plan, and of the preference model (`role_params`).
         """
         method, wanted = self.cfg.method, self.cfg.data.num_prompts_per_step
-        rounds = [self._round(params, step, cursor)]
+        ours = dataclasses.replace(self, cfg=of_step(self.cfg, strategy))
+        round_of = partial(ours._round, params, step, strategy=strategy, roles=roles)
+        rounds = [round_of(cursor)]
         if method.sampler != "uniform":
             while sum(r.kept.sum() for r in rounds) < wanted:
                 if len(rounds) == method.dynamic_max_rounds:
                     break
-                rounds.append(self._round(params, step, rounds[-1].cursor))
-        if len(rounds) == 1 and rounds[0].kept.all():
-            return rounds[0]
-        return _select(_join(rounds), wanted)
+                rounds.append(round_of(rounds[-1].cursor))
+        is_whole = len(rounds) == 1 and rounds[0].kept.all()
+        found = rounds[0] if is_whole else selected(joined(rounds), wanted)
+        if self.distil is not None:
+            distil = dataclasses.replace(self.distil, cfg=ours.cfg)
+            found = distil.distilled(params, step, named_key(self.root, step, "skill"), found)
+        return found if self.regroup is None else self.regroup(found)
 
-    def _round(self, params: PyTree, step: int, cursor: int) -> Collected:
+    def _round(
+        self,
+        params: PyTree,
+        step: int,
+        cursor: int,
+        *,
+        strategy: Mapping[str, PyTree],
+        roles: Mapping[str, PyTree],
+    ) -> Collected:
         """Samples and scores one batch of prompts."""
-        ids, examples, prompts = self.prompts(cursor)
+        ids, examples, prompts, after, _ = asked = self.asking.take(cursor, strategy)
         started = time.perf_counter()
-        size, source = self.cfg.group_rows, self.cfg.method.source
+        size, source = self.cfg.group_pool, self.cfg.method.source
         scoring = begin(self.rewards, examples, group_size=size, step=step)
-        parts = []
+        parts, meter, place, of_roles = [], Meter(), None, {}
         if source != "reference":
-            key = named_key(self.root, step, "rollout")
-            parts.append(self._sample(params, prompts, key, scoring))
+            whose = {"": params, **roles}
+            drawn = self._drawing(whose, step, asked, scoring, meter, strategy).rounds()
+            place = drawn.finished.place if self.cfg.plan.marks else None
+            parts.append(drawn.pool)
+            of_roles = self._of_roles(drawn)
         if source != "policy":
-            parts.append(self._references(examples, prompts))
-        rollouts = parts[0] if len(parts) == 1 else _beside(*parts)
+            limit = self.cfg.rollout.max_completion_tokens
+            solutions = whole_solutions(self.model, examples, limit=limit, of=self._named)
+            parts.append(Rollouts(prompts=prompts, **solutions))
+        rollouts = parts[0] if len(parts) == 1 else beside(*parts)
         sampled = time.perf_counter()
-        completions = texts(self.model, rollouts)
-        for row, tokens in enumerate(completion_ids(rollouts)):
-            scoring.add(row, completions[row], tokens)
-        scores = finish(scoring)
+        ids_N, completions, scores = self._score(scoring, rollouts)
         scored = time.perf_counter()
+        if place is not None:
+            rollouts, rows = grouped(rollouts, place), numbers(place, size)
+            ids_N, completions = chosen(ids_N, rows, []), chosen(completions, rows, "")
+            scores = scores.taken(rows)
         shape = rollouts.mask.shape[:2]
-        kept = np.ones(len(examples), bool)
-        if self.cfg.method.sampler != "uniform":
-            side = algo.Side(valid=scores.valid.reshape(shape))
-            rewards = scores.total.reshape(shape)
-            kept = np.asarray(algo.dynamic_keep(self.cfg.method, rewards, side))
-        reference = np.broadcast_to(np.arange(size) >= size - (source != "policy"), shape)
+        reference = np.broadcast_to(np.arange(shape[1]) >= shape[1] - (source != "policy"), shape)
         return Collected(
             examples=examples,
             prompt_ids=ids,
             rollouts=rollouts,
+            completion_ids=ids_N,
             completions=completions,
             scores=scores,
             reference=None if source == "policy" else reference,
-            kept=kept,
+            kept=self._kept(scores, shape),
             rounds=1,
-            cursor=cursor + len(examples),
+            cursor=after,
             rollout_s=sampled - started,
+            meter=meter,
             reward_s=scored - sampled,
+            **of_roles,
         )
 
-    def prompts(self, cursor: int) -> tuple[Int[ndarray, " P"], list[Example], Prompts]:
-        """The prompts of one round, those at `cursor` in the run's order: ids, texts, tokens."""
-        data = self.cfg.data
-        ids = prompt_ids(
-            len(self.task.train),
-            self.cfg.run.seed,
-            cursor,
-            data.num_prompts_per_step,
-            shuffle=data.shuffle,
+    def _drawing(
+        self,
+        params: Mapping[str, PyTree],
+        step: int,
+        asked: Asked,
+        scoring: Scoring,
+        meter: Meter,
+        strategy: Mapping[str, PyTree],
+    ) -> Drawing:
+        """The rounds of a step, drawn with the weights of each role."""
+        key = named_key(self.root, step, "rollout")
+        return Drawing(
+            cfg=self.cfg,
+            prompts=asked.tokens,
+            prompt_ids=asked.ids,
+            words=self._words(params[""], step, asked, strategy),
+            draw=partial(self._sample, params, asked.tokens, scoring, meter, key),
+            score=partial(self._score, scoring),
+            rely=partial(self.rely, params[""]),
+            judge=partial(expert_scores, self.experts),
+            stop=partial(self.stop, params.get(JUDGE)),
+            step=step,
+            key=named_key(self.root, step, "plan"),
+            strategy=strategy,
         )
-        examples = [self.task.train[int(i)] for i in ids]
-        uids = np.arange(cursor, cursor + len(examples), dtype=np.int32)
-        tokens = prompt_batch(
-            self.model.tokenizer, examples, uids, cfg=data, pad_id=self.model.pad_id
-        )
-        return np.asarray(ids, np.int32), examples, tokens
+
+    def _kept(self, scores: Scores, shape: tuple[int, ...]) -> Bool[ndarray, " P"]:
+        """The groups that the sampler keeps."""
+        if self.cfg.method.sampler == "uniform":
+            return np.ones(shape[0], bool)
+        side = algo.Side(valid=scores.valid.reshape(shape))
+        return np.asarray(algo.dynamic_keep(self.cfg.method, scores.total.reshape(shape), side))
+
+    def _of_roles(self, drawn: Drawn) -> dict[str, Any]:
+        """What the roles have drawn, and what the plan says of the step; fields of `Collected`."""
+        found, paid = dict[str, Written](), drawn.finished.rewards
+        for name, rollouts in drawn.roles.items():
+            completions = texts(self.model, completion_ids(rollouts))
+            found[name] = written(self.cfg.method, rollouts, completions, paid[name])
+        return {"roles": found, "told": drawn.finished.metrics}
 
     def _sample(
-        self, params: PyTree, prompts: Prompts, key: Key[Array, ""], scoring: Scoring
+        self,
+        params: Mapping[str, PyTree],
+        prompts: Prompts,
+        scoring: Scoring,
+        meter: Meter,
+        key: Key[Array, ""],
+        asks: Asks | None,
+        role: str,
     ) -> Rollouts:
-        """Samples; what has ended is scored while the rest is sampled."""
-        cfg = self.cfg.rollout
-        isolated = any(reward.isolated for reward in self.rewards)
+        """Samples whole groups, or what is asked; scores what has ended while the rest goes on."""
+        cfg, places = self.cfg, self.cfg.group_pool
+        limit = cfg.rollout.max_completion_tokens
+        shared: dict[str, Any] = {"meter": meter, "check": self.check}
+        isolated = not role and any(reward.isolated for reward in self.rewards)
 
-        def hand_over(row: int, tokens: list[int]) -> None:
-            prompt, place = divmod(row, cfg.group_size)
-            row = prompt * self.cfg.group_rows + place
-            scoring.add(row, _text(self.model, tokens), tokens)
+        def hand_over(prompt: int, place: int, tokens: list[int]) -> None:
+            scoring.add(prompt * places + place, _text(self.model, tokens), tokens)
 
-        return self.engine.generate(
-            params,
-            prompts,
+        if asks is None:
+            size = cfg.group_drawn
+            whole = lambda row, tokens: hand_over(row // size, row % size, tokens)  # noqa: E731
+            shared["on_finished"] = whole if isolated else None
+            return self.engine.generate(
+                params[role], prompts, key, group_size=size, **self._limits, **shared
+            )
+        size, slots = asks.sizes(cfg.rollout.slots)
+
+        def behind_its_beginning(row: int, tokens: list[int]) -> None:
+            ask, member = divmod(row, size)
+            hand_over(*asks.place(ask, member), [*asks.beginnings[ask], *tokens])
+
+        if not asks.to_draw.any():
+            return asks.answered(asks.undrawn(prompts), prompts, places)
+        drawn = dataclasses.replace(self.engine, slots=slots).generate(
+            params[role],
+            asks.prompts(prompts),
             key,
-            group_size=cfg.group_size,
-            max_tokens=cfg.max_completion_tokens,
-            sampling=Sampling(
-                temperature=cfg.temperature, top_k=cfg.top_k, top_p=cfg.top_p, min_p=cfg.min_p
-            ),
-            stop=cfg.stop,
-            on_finished=hand_over if isolated else None,
+            group_size=size,
+            **self._limits,
+            **shared,
+            counts=asks.to_draw,
+            first=asks.first,
+            limits=asks.limits(limit),
+            on_finished=behind_its_beginning if isolated else None,
         )
+        return asks.answered(drawn, prompts, places)
 
-    def _references(self, examples: Sequence[Example], prompts: Prompts) -> Rollouts:
-        """The worked solutions of the prompts, each the one member of its group."""
-        limit = self.cfg.rollout.max_completion_tokens
-        rows = []
-        for example in examples:
-            if example.solution is None:
-                raise ValueError(
-                    f"method {self.cfg.method.name!r} trains on worked solutions, but task "
-                    f"{self.task.name!r} has none for the prompt {str(example.prompt)[:80]!r}"
-                )
-            text = self.model.tokenizer(example.solution, add_special_tokens=False)["input_ids"]
-            row = [*text, self.model.eos_ids[0]]
-            if len(row) > limit:
-                raise ValueError(
-                    f"a worked solution has {len(row)} tokens, more than "
-                    f"rollout.max_completion_tokens = {limit}: {example.solution[:80]!r}"
-                )
-            rows.append(row)
-        width = min(bucket(max(map(len, rows))), bucket(limit))
-        tokens = np.full((len(rows), 1, width), self.model.pad_id, np.int32)
-        mask = np.zeros(tokens.shape, bool)
-        for tokens_T, mask_T, row in zip(tokens[:, 0], mask[:, 0], rows, strict=True):
-            tokens_T[: len(row)] = row
-            mask_T[: len(row)] = True
-        return Rollouts(
-            prompts=prompts,
-            tokens=tokens,
-            mask=mask,
-            behavior_logp=np.zeros(tokens.shape, np.float32),
-            finished=np.ones(tokens.shape[:2], bool),
-        )
+    def _words(
+        self, params: PyTree, step: int, asked: Asked, strategy: Mapping[str, PyTree]
+    ) -> Words:
+        """Writes what is wanted of prompts; knows completions that come back, and skills."""
+        examples, stored, skills = asked.examples, list[Recalled](), list[Chosen]()
+        if asked.replayed and self.recall is not None:
+            store = jax.device_get(strategy["replay"])
+            stored = self.recall(params, asked.tokens, asked.ids[: asked.replayed], store)
+        if self.choose is not None:
+            shelf, key = jax.device_get(strategy["skills"]), named_key(self.root, step, "choose")
+            skills = self.choose(params, asked.tokens, shelf, step, key)
+        shared = {"cfg": self.cfg, "model": self.model, "unmet": partial(unmet, self.rewards)}
+        return Words(examples=examples, of=self._named, stored=stored, skills=skills, **shared)
+
+    @property
+    def _named(self) -> str:
+        """Method and task, for an error."""
+        return f"method {self.cfg.method.name!r} on task {self.task.name!r}"
+
+    @property
+    def _limits(self) -> dict[str, Any]:
+        """How tokens are drawn in training, and when a completion ends."""
+        return drawing_limits(self.cfg.rollout)
+
+    def compile_ahead(self, params: PyTree, prompts: Prompts) -> None:
+        """Compiles what sampling for such prompts may run (groups of one size)."""
+        size = self.cfg.group_drawn
+        self.engine.compile_ahead(params, prompts, group_size=size, **self._limits)
+
+    def _score(
+        self, scoring: Scoring, rollouts: Rollouts
+    ) -> tuple[list[list[int]], list[str], Scores]:
+        """Token ids and text of the completions so far, and their rewards."""
+        ids_N = completion_ids(rollouts)
+        completions = texts(self.model, ids_N)
+        unscored = {place for places in self.cfg.plan.roles.values() for place in places}
+        size = rollouts.mask.shape[1]
+        shown = [[] if i % size in unscored else ids for i, ids in enumerate(ids_N)]
+        return ids_N, completions, score_rollouts(scoring, shown, completions)
 
 
 def completion_ids(rollouts: Rollouts) -> list[list[int]]:
@@ -239,9 +308,9 @@ def completion_ids(rollouts: Rollouts) -> list[list[int]]:
     return [row[keep].tolist() for row, keep in zip(tokens, mask, strict=True)]
 
 
-def texts(model: LoadedModel, rollouts: Rollouts) -> list[str]:
-    """The completions as text, without special tokens, prompt by prompt."""
-    return [_text(model, ids) for ids in completion_ids(rollouts)]
+def texts(model: LoadedModel, completion_ids: Sequence[list[int]]) -> list[str]:
+    """Completions as text, without special tokens."""
+    return [_text(model, ids) for ids in completion_ids]
 
 
 def _text(model: LoadedModel, ids: list[int]) -> str:
@@ -249,118 +318,13 @@ def _text(model: LoadedModel, ids: list[int]) -> str:
 
 
 def score_rollouts(
-    rewards: Sequence[Reward],
-    examples: Sequence[Example],
-    rollouts: Rollouts,
-    completions: Sequence[str],
-    step: int = 0,
+    scoring: Scoring, completion_ids: Sequence[list[int]], completions: Sequence[str]
 ) -> Scores:
-    """Calls the reward functions on every completion of every prompt."""
-    scoring = begin(rewards, examples, group_size=rollouts.mask.shape[1], step=step)
-    for row, ids in enumerate(completion_ids(rollouts)):
-        scoring.add(row, completions[row], ids)
+    """Hands over every completion that has not been, and waits for the rewards of all.
+
+    A place without a token is empty: whatever was drawn has at least one.
+    """
+    for row, (ids, text) in enumerate(zip(completion_ids, completions, strict=True)):
+        if ids:
+            scoring.add(row, text, ids)
     return finish(scoring)
-
-
-def _join(rounds: Sequence[Collected]) -> Collected:
-    """Puts the groups of several rounds behind each other."""
-    return Collected(
-        examples=[example for r in rounds for example in r.examples],
-        prompt_ids=np.concatenate([r.prompt_ids for r in rounds]),
-        rollouts=_join_rollouts([r.rollouts for r in rounds]),
-        completions=[text for r in rounds for text in r.completions],
-        scores=_join_scores([r.scores for r in rounds]),
-        reference=_join_references([r.reference for r in rounds]),
-        kept=np.concatenate([r.kept for r in rounds]),
-        rounds=len(rounds),
-        cursor=rounds[-1].cursor,
-        rollout_s=sum(r.rollout_s for r in rounds),
-        reward_s=sum(r.reward_s for r in rounds),
-    )
-
-
-def _select(collected: Collected, wanted: int) -> Collected:
-    """Takes the kept groups in their order, then others, up to the number wanted."""
-    chosen = np.argsort(~collected.kept, kind="stable")[:wanted]
-    group_size = collected.rollouts.mask.shape[1]
-    rows = (chosen[:, None] * group_size + np.arange(group_size)).reshape(-1)
-    scores = collected.scores
-    return dataclasses.replace(
-        collected,
-        examples=[collected.examples[i] for i in chosen.tolist()],
-        prompt_ids=collected.prompt_ids[chosen],
-        rollouts=jax.tree.map(lambda x: np.asarray(x)[chosen], collected.rollouts),
-        completions=[collected.completions[i] for i in rows.tolist()],
-        scores=dataclasses.replace(
-            scores,
-            columns=scores.columns[rows],
-            total=scores.total[rows],
-            valid=scores.valid[rows],
-        ),
-        reference=None if collected.reference is None else collected.reference[chosen],
-        kept=collected.kept[chosen],
-    )
-
-
-def _join_references(
-    parts: Sequence[Bool[ndarray, "P G"] | None],
-) -> Bool[ndarray, "Q G"] | None:
-    found = [part for part in parts if part is not None]
-    return np.concatenate(found) if found else None
-
-
-def _beside(sampled: Rollouts, solutions: Rollouts) -> Rollouts:
-    """Puts the solution of each prompt behind its samples, as a further row of the group."""
-    wide = _of_one_width([sampled, solutions])
-    rows = jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *(_rows(part) for part in wide))
-    return Rollouts(prompts=sampled.prompts, **rows)
-
-
-def _join_rollouts(parts: Sequence[Rollouts]) -> Rollouts:
-    prompt_width = max(part.prompts.tokens.shape[-1] for part in parts)
-    left = lambda x: np.pad(x, [(0, 0), (prompt_width - x.shape[-1], 0)])  # noqa: E731
-    wide = [
-        dataclasses.replace(
-            part,
-            prompts=dataclasses.replace(
-                part.prompts, tokens=left(part.prompts.tokens), mask=left(part.prompts.mask)
-            ),
-        )
-        for part in _of_one_width(parts)
-    ]
-    return jax.tree.map(lambda *xs: np.concatenate(xs), *wide)
-
-
-def _of_one_width(parts: Sequence[Rollouts]) -> list[Rollouts]:
-    width = max(part.tokens.shape[-1] for part in parts)
-    right = lambda x: np.pad(x, [(0, 0), (0, 0), (0, width - x.shape[-1])])  # noqa: E731
-    return [
-        dataclasses.replace(
-            part,
-            tokens=right(part.tokens),
-            mask=right(part.mask),
-            behavior_logp=right(part.behavior_logp),
-        )
-        for part in parts
-    ]
-
-
-def _rows(rollouts: Rollouts) -> dict[str, ndarray]:
-    """What a record holds of completions, without their prompts."""
-    names = ("tokens", "mask", "behavior_logp", "finished")
-    return {name: np.asarray(getattr(rollouts, name)) for name in names}
-
-
-def _join_scores(parts: Sequence[Scores]) -> Scores:
-    return Scores(
-        names=parts[0].names,
-        columns=np.concatenate([part.columns for part in parts]),
-        total=np.concatenate([part.total for part in parts]),
-        valid=np.concatenate([part.valid for part in parts]),
-        failed={
-            name: np.concatenate([part.failed[name] for part in parts]) for name in parts[0].failed
-        },
-        failures=tuple(failure for part in parts for failure in part.failures),
-        calls=sum(part.calls for part in parts),
-        calls_per_s=sum(part.calls_per_s for part in parts) / len(parts),
-    )

@@ -12,12 +12,30 @@ from typing import Annotated, Literal, TypeAlias
 from annotated_types import Ge, Gt, Le, MinLen
 
 from jgrpo.algo.methods import METHODS, Method
+from jgrpo.algo.plans import plan
+from jgrpo.algo.rounds import Plan
+from jgrpo.algo.slots import needs
+from jgrpo.config_context import ContextConfig
 
 Scalar: TypeAlias = bool | int | float | str
 Options: TypeAlias = Mapping[str, Scalar]
 PositiveInt: TypeAlias = Annotated[int, Ge(1)]
 NonNegativeInt: TypeAlias = Annotated[int, Ge(0)]
 Fraction: TypeAlias = Annotated[float, Ge(0.0), Le(1.0)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters (arXiv:2106.09685), which are then all that is trained and saved."""
+
+    rank: NonNegativeInt = 0
+    """Rank of every adapter; 0: there are none, and all weights are trained."""
+    alpha: Annotated[float, Gt(0.0)] = 32.0
+    """Adapters count `alpha` / `rank` times."""
+    targets: str = ".*(q|k|v|o|gate|up|down)_proj"
+    """Regular expression for the whole names of the matrices that have one, as in PEFT."""
+    quantize: Literal["none", "int8", "nf4"] = "none"
+    """Frozen matrices: as they are, int8 by output, nf4 in blocks of 64 (QLoRA; extra `lora`)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,9 +49,21 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of activations and matmuls; log-probs, losses and statistics are always float32."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the master weights that the optimizer updates."""
+    """Precision of the master weights that the optimizer updates; frozen ones are in `dtype`."""
     remat: Literal["none", "full", "dots"] = "none"
     """What the backward pass recomputes: nothing, every layer, or all but the matmul outputs."""
+    preference: str = ""
+    """Run folder of `ws_preference` whose preference model rewards the steps of completions."""
+    attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
+    """Kernel of prompts and training: plain XLA, TPU's or GPU's own; `auto`: that where it can."""
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+    """Adapters that are trained in place of the weights."""
+    router_aux_coef: Annotated[float, Ge(0.0)] = 0.0
+    """Coefficient of the loss that balances the load of experts, over the whole batch."""
+    router_z_coef: Annotated[float, Ge(0.0)] = 0.0
+    """Coefficient of the squared log-sum-exp of the logits of routers."""
+    routing_replay: Literal["off", "r2", "r3"] = "off"
+    """Train with the experts that the learner (`r2`) or the sampler (`r3`) took in the rollout."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,6 +98,8 @@ class DataConfig:
     """Text of a system message put before every prompt (this makes plain prompts a chat)."""
     chat: Literal["auto", "always", "never"] = "auto"
     """Apply the tokenizer's chat template: to message lists only, always, or never."""
+    skills: str = ""
+    """JSON file with the skills that a library begins with (`arise`); empty: none."""
     shuffle: bool = True
     """Draw prompts in a random order that is new in each epoch, instead of the file's order."""
 
@@ -77,7 +109,7 @@ class RolloutConfig:
     """How completions are sampled."""
 
     group_size: PositiveInt = 8
-    """Completions per prompt, compared with each other."""
+    """Completions per prompt, compared with each other; the mean, if the method allocates them."""
     max_completion_tokens: PositiveInt = 256
     """Longest completion in tokens, EOS included."""
     temperature: Annotated[float, Ge(0.0)] = 1.0
@@ -95,7 +127,15 @@ class RolloutConfig:
     stratum_mark: str = ""
     """Text whose count in a completion is its stratum, for methods that compare within strata."""
     chunk_tokens: PositiveInt = 16
-    """Decode steps per compiled call; the cache grows, and early exit is checked, between calls."""
+    """Decode steps per compiled call; caches grow, and stop strings are checked, between calls."""
+    slots: NonNegativeInt = 0
+    """Completions decoded at once; when one ends, its slot takes the next. 0: all of the step."""
+    lag: Annotated[int, Ge(0), Le(1)] = 0
+    """1: sample the next step, with the weights of before, while this one is learned from."""
+    weights: Literal["model", "int8"] = "model"
+    """Matrices while sampling: `model.dtype`, or int8 with a scale per output, anew each step."""
+    kv: Literal["model", "int8"] = "model"
+    """Keys and values while sampling: in `model.dtype`, or int8 with a scale per token and head."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,6 +173,28 @@ class RewardConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class CallsConfig:
+    """How a main agent calls a sub-agent (`m_grpo`), and who judges the answers."""
+
+    main: str = (
+        "{prompt}\n\nYou have a helper who sees nothing but what you tell it. To ask it, write "
+        "<call>...</call>, once for each question, and end there. Its answers follow; then finish."
+        "\n\n"
+    )
+    """What a main agent reads: a prompt, and how to call."""
+    form: str = "<call>(.*?)</call>"
+    """Regular expression for a call; its first group is what the sub-agent is asked."""
+    sub: str = "{call}\n\nEnd with the answer, in this form: <answer>...</answer>\n\n"
+    """What a sub-agent reads: a call; `{prompt}` is the prompt of whoever calls."""
+    answer_form: str = "<answer>(.*?)</answer>"
+    """Regular expression for what a sub-agent writes; its first group is the answer."""
+    answered: str = "\n<answer>{answer}</answer>\n"
+    """Each answer (and `{call}`) behind the turn of a main agent that has called."""
+    experts: tuple[RewardFunctionConfig, ...] = ()
+    """Rewards, summed with their weights, of answers; they get the call as prompt."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """How gradients become updates."""
 
@@ -140,6 +202,8 @@ class OptimConfig:
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """What follows the warm-up: nothing, or a decay over the remaining updates of the run."""
+    role_lr: Annotated[float, Ge(0.0)] = 1e-6
+    """Peak rate, on the same schedule, of a policy that a plan trains beside the first (`hill`)."""
     warmup_steps: NonNegativeInt = 0
     """Steps over which the learning rate rises linearly from zero."""
     final_lr_ratio: Fraction = 0.0
@@ -159,9 +223,11 @@ class OptimConfig:
     minibatches: PositiveInt = 1
     """Equal parts of the rollouts, by prompt; each is one update."""
     microbatch_completions: NonNegativeInt = 0
-    """Completions a device holds activations of at once; 0: all. Saves memory, changes nothing."""
-    logp_chunk_tokens: PositiveInt = 4096
-    """Tokens whose logits exist at once in the LM head."""
+    """Completions (packed: as many positions) a device computes at once, to save memory; 0: all."""
+    logp_chunk_tokens: NonNegativeInt = 0
+    """Tokens whose logits exist at once in the LM head; 0: as many as make 512 MiB in float32."""
+    packing: bool = True
+    """Put the completions of a group behind each other in rows where that saves a fifth."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -184,6 +250,10 @@ class MeshConfig:
     """Data-parallel copies; -1: all devices that the other axes leave."""
     fsdp: PositiveInt = 1
     """Devices over which weights, optimizer state and batch are split."""
+    expert: PositiveInt = 1
+    """Devices over which the experts of a model, and the batch, are split."""
+    tensor: PositiveInt = 1
+    """Devices over which heads, feed-forward width and an untied LM head's vocabulary are split."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -224,6 +294,8 @@ class LogConfig:
 
     samples_every: NonNegativeInt = 1
     """Steps between sample files; 0: none."""
+    entropy: bool = True
+    """Measure the policy's mean entropy; off spares the learner a sum over the vocabulary."""
     tensorboard: bool = False
     """Write TensorBoard event files under the run folder."""
     wandb_project: str = ""
@@ -244,6 +316,12 @@ class RunConfig:
     """Root of all randomness of the run: sampling, prompt order, fresh weights."""
     grace_s: Annotated[float, Gt(0.0)] = 25.0
     """Seconds between SIGTERM (or Ctrl-C) and the end of the process; it saves in that time."""
+    compile_cache: Literal["auto", "on", "off"] = "auto"
+    """Keep compiled programs in the run folder; auto: not on CPUs, where XLA may crash writing."""
+    compile_ahead: Literal["auto", "on", "off"] = "auto"
+    """Compile sampling and updates side by side before the first step; auto: not on CPUs."""
+    profile: str = ""
+    """Steps to trace, such as `steps:5-7` (numbered as in metrics.jsonl); empty: none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -255,7 +333,9 @@ class Config:
     run: RunConfig
     method: Method = METHODS["grpo"]
     rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
+    context: ContextConfig = dataclasses.field(default_factory=ContextConfig)
     reward: RewardConfig = dataclasses.field(default_factory=RewardConfig)
+    calls: CallsConfig = dataclasses.field(default_factory=CallsConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     divergence: DivergenceConfig = dataclasses.field(default_factory=DivergenceConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
@@ -264,6 +344,36 @@ class Config:
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
 
     @property
+    def group_drawn(self) -> int:
+        """Completions sampled of a prompt, on average: one more if the method drops its pivot."""
+        return self.rollout.group_size + ("pivot" in needs(self.method))
+
+    @property
+    def plan(self) -> Plan:
+        """What a step asks of its prompts."""
+        return plan(self.method, self.group_drawn, self.data.num_prompts_per_step)
+
+    @property
     def group_rows(self) -> int:
-        """Completions of a prompt that are trained on: the sampled ones, and a worked solution."""
-        return self.rollout.group_size + (self.method.source == "both")
+        """Completions of a prompt in a step, on average: the sampled ones, and a solution."""
+        return self.plan.width + (self.method.source == "both")
+
+    @property
+    def group_places(self) -> int:
+        """Most completions of a prompt that a step trains on."""
+        return self.plan.kept + (self.method.source == "both")
+
+    @property
+    def group_pool(self) -> int:
+        """Most completions of a prompt that a step scores."""
+        return self.plan.places + (self.method.source == "both")
+
+    @property
+    def inexact_sampler(self) -> bool:
+        """Whether sampler and learner round differently: the ratio is then the learner's own."""
+        return self.model.dtype != "float32" or self.quantized_rollouts
+
+    @property
+    def quantized_rollouts(self) -> bool:
+        """Whether the sampler computes in 8-bit integers, and so draws from another law."""
+        return "int8" in (self.rollout.weights, self.rollout.kv)

@@ -4,50 +4,21 @@ Also rules that look a name up in a table (tasks, rewards). Types and ranges of 
 annotations of `config.py`; what needs the model or the devices is checked when those are known.
 """
 
-import dataclasses
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
 
 from jgrpo import algo
-from jgrpo.config import Config
+from jgrpo.algo.methods import SLOTS
+from jgrpo.config import Config, LoraConfig
+from jgrpo.config_methods import METHOD_CHECKS, Problem
 from jgrpo.config_schema import suggestion
 from jgrpo.data.tasks import TASKS
+from jgrpo.profile import traced_steps
 from jgrpo.rewards.functions import REWARDS
 
 FILE_TASKS = ("jsonl", "parquet", "hf", "gsm8k", "humaneval", "mbpp")
 """Tasks that read `data.path`."""
-
-
-SUPPLIED = frozenset(
-    {
-        *("ref_logp", "behavior_logp", "lengths", "sequence_kl", "token_kl", "mean_logp"),
-        *("mask", "tokens", "prompt_ids", "reference", "columns", "state", "solutions"),
-        *("late", "constraint_scale", "entropy", "segments", "strata", "drift"),
-    }
-)
-"""What a training run can give a method (`algo.needs`)."""
-
-# Bases and scales that a completion without others can have.
-_ALONE = ("none", "tracker", "prior", "batch_mean", "batch_std", "beta_density")
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong with a config.
-
-    Attributes:
-      key: dotted key, or "" for the whole file.
-      message: what came, what is allowed, what to do.
-      where: `line 3`, `base.yaml line 3` or `command line`; "" if it was not written anywhere.
-    """
-
-    key: str
-    message: str
-    where: str = ""
-
-    def __str__(self) -> str:
-        if self.where == "command line" or not self.key:
-            return ": ".join(part for part in (self.where, self.key, self.message) if part)
-        return f"{self.key}{f' ({self.where})' if self.where else ''}: {self.message}"
 
 
 def cross_checks(cfg: Config) -> list[Problem]:
@@ -55,44 +26,16 @@ def cross_checks(cfg: Config) -> list[Problem]:
     return [problem for check in _CHECKS for problem in check(cfg)]
 
 
-def _group(cfg: Config) -> Iterator[Problem]:
-    method, size = cfg.method, cfg.rollout.group_size
-    slots = {"base": method.base, "scale": method.scale}
-    comparing = [f"{slot} '{name}'" for slot, name in slots.items() if name not in _ALONE]
-    if method.sampler != "uniform":
-        comparing.append(f"sampler '{method.sampler}'")
-    if comparing and size < 2:
-        reason = ", ".join(comparing)
-        yield Problem("rollout.group_size", f"must be at least 2 for {reason}, got {size}")
-    if method.source == "reference" and size > 1:
-        message = f"must be 1 for source 'reference' (a prompt has one solution), got {size}"
-        yield Problem("rollout.group_size", message)
-    if comparing and cfg.rollout.temperature == 0:
-        message = "must be above 0, since greedy completions of a group are all the same, got 0"
-        yield Problem("rollout.temperature", message)
-
-
-def _method(cfg: Config) -> Iterator[Problem]:
-    method, needed = cfg.method, algo.needs(cfg.method)
-    if missing := sorted(needed - SUPPLIED):
-        yield Problem(
-            "method.name",
-            f"{method.name!r} needs {', '.join(missing)}, which training runs do not supply yet; "
-            "jgrpo.algo computes it in a loop of your own (docs/using_the_algebra.md)",
-        )
-    if method.constraint != "none" and method.trust != "linear":
-        message = f"must be 'linear' with constraint '{method.constraint}' in training runs"
-        yield Problem("method.trust", f"{message}, got '{method.trust}'")
-    if "strata" in needed and not cfg.rollout.stratum_mark:
-        message = f"must name the text that method '{method.name}' counts, got ''"
-        yield Problem("rollout.stratum_mark", message)
-    if "columns" in needed and len(cfg.reward.functions) < 2:
-        message = f"must list at least 2 rewards for method '{method.name}', which compares each"
-        yield Problem("reward.functions", f"{message}, got {len(cfg.reward.functions)}")
-    thresholds = len(method.dual_thresholds)
-    if method.tracker == "multipliers" and thresholds != len(cfg.reward.functions) - 1:
-        message = "must hold a threshold for every reward but the first"
-        yield Problem("method.dual_thresholds", f"{message}, got {thresholds}")
+def _experts(cfg: Config) -> Iterator[Problem]:
+    method, experts = cfg.method, cfg.calls.experts
+    asked = "calls" in algo.needs(method) and method.sub_expert_weight > 0
+    rule = f"plan '{method.plan}' and method.sub_expert_weight {method.sub_expert_weight:g}"
+    if asked and not experts:
+        message = "must list what judges the answers to calls (or set the weight to 0)"
+        yield Problem("calls.experts", f"{message} with {rule}, got nothing")
+    elif experts and not asked:
+        names = ", ".join(expert.name for expert in experts)
+        yield Problem("calls.experts", f"must be empty with {rule}: nobody asks them, got {names}")
 
 
 def _lengths(cfg: Config) -> Iterator[Problem]:
@@ -115,7 +58,7 @@ def _batch(cfg: Config) -> Iterator[Problem]:
         message = f"must divide data.num_prompts_per_step ({prompts}), got {parts}"
         yield Problem("optim.minibatches", message)
         return
-    completions = prompts // parts * size
+    completions = prompts // parts * size * cfg.plan.groups
     whole_groups = micro and micro % size == 0 and completions % micro == 0
     part_of_group = micro and size % micro == 0
     if micro and not whole_groups and not part_of_group:
@@ -153,10 +96,55 @@ def _data(cfg: Config) -> Iterator[Problem]:
                 yield Problem(f"data.{name}", message)
 
 
+def _quantized(cfg: Config) -> Iterator[Problem]:
+    method = cfg.method
+    if not cfg.quantized_rollouts:
+        return
+    corrections = [name for name in SLOTS["correction"] if name != "none"]
+    keys = [name for name in ("weights", "kv") if getattr(cfg.rollout, name) == "int8"]
+    if method.source != "policy":
+        for name in keys:
+            message = f"must be 'model' for source '{method.source}', got 'int8'"
+            yield Problem(f"rollout.{name}", message)
+    elif method.correction == "none":
+        yield Problem(
+            "method.correction",
+            f"must correct for a sampler in int8 (rollout.{keys[0]}), which draws from another "
+            f"law than the learner trains: one of {', '.join(corrections)}, got "
+            f"'none'; method.correction=is_token truncates the ratio of each token "
+            "at method.is_high",
+        )
+
+
+def _lora(cfg: Config) -> Iterator[Problem]:
+    lora, idle = cfg.model.lora, LoraConfig()
+    try:
+        re.compile(lora.targets)
+    except re.error as error:
+        message = f"must be a regular expression ({error}), got {lora.targets!r}"
+        yield Problem("model.lora.targets", message)
+    for name in ("alpha", "targets", "quantize"):
+        if not lora.rank and (got := getattr(lora, name)) != getattr(idle, name):
+            message = f"must be {getattr(idle, name)!r} without adapters (model.lora.rank 0)"
+            yield Problem(f"model.lora.{name}", f"{message}, got {got!r}")
+    # A critic, a preference model, and a reference that moves are of whole weights.
+    whole = {"values", "preference", "prefix_scores", "moving_reference"} & algo.needs(cfg.method)
+    if lora.rank and whole:
+        message = (
+            f"must be 0 for method '{cfg.method.name}', which needs {', '.join(sorted(whole))}"
+        )
+        yield Problem("model.lora.rank", f"{message}, got {lora.rank}")
+
+
 def _rewards(cfg: Config) -> Iterator[Problem]:
-    names = [function.name for function in cfg.reward.functions]
+    for section in ("reward.functions", "calls.experts"):
+        names = [function.name for function in attrgetter(section)(cfg)]
+        yield from _named_rewards(section, names)
+
+
+def _named_rewards(section: str, names: Sequence[str]) -> Iterator[Problem]:
     for index, name in enumerate(names):
-        key = f"reward.functions.{index}.name"
+        key = f"{section}.{index}.name"
         if name in names[:index]:
             yield Problem(key, f"must be given once, got {name!r} again; add the weights up")
         module, colon, function = name.partition(":")
@@ -168,6 +156,13 @@ def _rewards(cfg: Config) -> Iterator[Problem]:
             yield Problem(key, message + suggestion(name, REWARDS))
 
 
+def _profile(cfg: Config) -> Iterator[Problem]:
+    try:
+        traced_steps(cfg.run.profile)
+    except ValueError as error:
+        yield Problem("run.profile", str(error))
+
+
 def _not_empty(cfg: Config) -> Iterator[Problem]:
     for key, value in (("model.path", cfg.model.path), ("run.dir", cfg.run.dir)):
         if not value:
@@ -177,10 +172,13 @@ def _not_empty(cfg: Config) -> Iterator[Problem]:
 _CHECKS: tuple[Callable[[Config], Iterator[Problem]], ...] = (
     _not_empty,
     _data,
-    _group,
-    _method,
+    *METHOD_CHECKS,
+    _experts,
     _lengths,
     _rewards,
     _batch,
     _optim,
+    _profile,
+    _quantized,
+    _lora,
 )

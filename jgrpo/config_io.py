@@ -2,7 +2,7 @@
 
 `load` reads a file, merges what it extends, applies overrides, and reports every problem at once in
 a `ConfigError`. `dump` writes a config that `load` reads back to an equal one; `diff` compares two.
-The schema is `config.py`, the rules between settings are `config_checks.py`.
+The schema is `config.py`; rules between settings are in `config_checks.py`, `config_methods.py`.
 """
 
 import dataclasses
@@ -18,7 +18,8 @@ import pydantic
 from jgrpo import config_schema, config_yaml
 from jgrpo.algo.methods import FIELDS, METHODS, SETTINGS, Method, field_problems, method
 from jgrpo.config import Config
-from jgrpo.config_checks import Problem, cross_checks
+from jgrpo.config_checks import cross_checks
+from jgrpo.config_methods import Problem
 from jgrpo.config_schema import allowed, shown, suggestion
 from jgrpo.config_yaml import KeyPath
 

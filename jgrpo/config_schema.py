@@ -34,7 +34,7 @@ def fields(cls: type) -> dict[str, Any]:
     Example:
       >>> from jgrpo.config import MeshConfig
       >>> list(fields(MeshConfig))
-      ['replica', 'fsdp']
+      ['replica', 'fsdp', 'expert', 'tensor']
     """
     hints = typing.get_type_hints(cls, include_extras=True)
     return {

@@ -18,17 +18,21 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jaxtyping import PyTree
 
 from jgrpo import __version__, config_io
-from jgrpo.checkpoint import Checkpoints, verify
+from jgrpo.adapting import base_dtype, merged, save_peft, trained_axes
+from jgrpo.checkpoint import checkpoints_folder, finished_steps, newest_good, verify
 from jgrpo.config import Config, RolloutConfig
 from jgrpo.files import sha256, sync_folder, write_atomically
+from jgrpo.folder import check_base
 from jgrpo.model_card import model_card
 from jgrpo.models import hf
-from jgrpo.models.architecture import Architecture, axis_sizes, logical_axes
-from jgrpo.models.decoder import Params
+from jgrpo.models.architecture import Architecture, AxesTree
 from jgrpo.models.load import LoadedModel, load
 
 _MANIFEST = "jgrpo_export.json"
@@ -61,6 +65,7 @@ def export(
     step: int | None = None,
     dtype: str = "float32",
     max_shard_bytes: int = hf.MAX_SHARD_BYTES,
+    adapter: bool = False,
     force: bool = False,
     say: Callable[[str], object] = _LOG.info,
 ) -> Exported:
@@ -73,6 +78,7 @@ def export(
       step: the checkpoint; default: the newest good one.
       dtype: precision of the written weights: "float32", "bfloat16" or "float16".
       max_shard_bytes: weights beyond this are split over several files.
+      adapter: write a run's adapters alone, as files of PEFT, and not what they make of the model.
       force: replace what lies in `to`, whatever it is.
       say: is told what is happening, a line at a time.
 
@@ -81,8 +87,9 @@ def export(
 
     Raises:
       ValueError: if the run or the step does not exist (naming the steps that do), the checkpoint
-        is damaged or does not fit the model, a weight does not fit the precision, or `to` holds
-        something else.
+        is damaged or does not fit the model, a weight does not fit the precision, `to` holds
+        something else, adapters are asked for where there are none, or the weights beside them
+        have changed.
       OSError: if the disk is full or read-only; nothing of the new export is left then.
     """
     source, to = source.resolve(), to.expanduser().resolve()
@@ -92,23 +99,19 @@ def export(
     _check_place(source, to, force, in_the_way=(partial, old))
     cfg = config_io.load(source / "config.yaml")
     say(f"reading the model at {cfg.model.path}")
-    model = _without_weights(cfg)
+    model = _model(source, cfg, adapter)
     # Planned before anything long, so that a wrong dtype or shard size is told at once.
     hf.plan_shards(model.arch, dtype, max_shard_bytes)
-    params, step = _weights(source, model.arch, step, say)
-    with _temporary(partial, hf.num_bytes(model.arch, dtype)):
-        hf.save(
-            partial,
-            model.arch,
-            params,
-            dtype=dtype,
-            max_shard_bytes=max_shard_bytes,
-            tokenizer=model.tokenizer,
-            generation=generation_config(cfg.rollout, model),
-            say=say,
-        )
+    trained, step = _weights(source, cfg, model.arch, step, say)
+    needed = _num_bytes(trained, dtype) if adapter else hf.num_bytes(model.arch, dtype)
+    with _temporary(partial, needed):
+        if adapter:
+            save_peft(partial, cfg, model, trained, dtype)
+        else:
+            _save(partial, cfg, model, trained, dtype, max_shard_bytes, say)
         shutil.copyfile(source / "config.yaml", partial / "jgrpo_config.yaml")
-        card = model_card(source, cfg, model, name=to.name, step=step, dtype=dtype)
+        names = {"name": to.name, "step": step, "dtype": dtype}
+        card = model_card(source, cfg, model, **names, adapter=adapter)
         (partial / "README.md").write_text(card, encoding="utf-8")
         files = _finish(partial, source, step, dtype)
         _publish(partial, to, old)
@@ -168,44 +171,75 @@ def generation_config(rollout: RolloutConfig, model: LoadedModel) -> dict[str, A
     return content
 
 
-def _without_weights(cfg: Config) -> LoadedModel:
-    """Architecture and tokenizer; the weights of the start are let go of."""
-    model = load(cfg.model.path, init=cfg.model.init, seed=cfg.run.seed)
-    return dataclasses.replace(model, params={})
+def _model(source: Path, cfg: Config, adapter: bool) -> LoadedModel:
+    """Architecture and tokenizer; the weights of the start where adapters are merged into them."""
+    check_base(source, cfg)
+    rank = cfg.model.lora.rank
+    if adapter and not rank:
+        raise ValueError(f"{source} has trained all weights (model.lora.rank 0): it has no adapter")
+    dtype = base_dtype(cfg)
+    model = load(cfg.model.path, init=cfg.model.init, seed=cfg.run.seed, param_dtype=dtype)
+    return model if rank and not adapter else dataclasses.replace(model, params={})
+
+
+def _save(
+    folder: Path,
+    cfg: Config,
+    model: LoadedModel,
+    trained: PyTree,
+    dtype: str,
+    max_shard_bytes: int,
+    say: Callable[[str], object],
+) -> None:
+    """Writes the whole model, with its adapters merged if these are what was trained."""
+    hf.save(
+        folder,
+        model.arch,
+        merged(cfg, model, trained) if cfg.model.lora.rank else trained,
+        dtype=dtype,
+        max_shard_bytes=max_shard_bytes,
+        tokenizer=model.tokenizer,
+        generation=generation_config(cfg.rollout, model),
+        say=say,
+    )
+
+
+def _num_bytes(tree: PyTree, dtype: str) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree)) * jnp.dtype(dtype).itemsize
 
 
 def _weights(
-    source: Path, arch: Architecture, step: int | None, say: Callable[[str], object]
-) -> tuple[Params, int]:
-    """The weights of a checkpoint, every byte of it verified, and its step."""
-    with contextlib.closing(Checkpoints(source, keep=1)) as checkpoints:
-        steps = checkpoints.steps()
+    source: Path, cfg: Config, arch: Architecture, step: int | None, say: Callable[[str], object]
+) -> tuple[PyTree, int]:
+    """What was trained, from a checkpoint of which every byte is verified, and its step."""
+    steps = finished_steps(source)
     if not steps:
         raise ValueError(f"{source} has no finished checkpoint")
     if step is not None and step not in steps:
         listed = ", ".join(map(str, steps))
         raise ValueError(f"{source} has no checkpoint of step {step}; there are: {listed}")
-    faults: list[str] = []
-    for candidate in [step] if step is not None else reversed(steps):
-        folder = source / "checkpoints" / str(candidate)
-        say(f"verifying the checkpoint of step {candidate}")
-        try:
-            manifest = verify(folder)
-        except (ValueError, OSError) as error:
-            say(f"the checkpoint of step {candidate} is not used: {error}")
-            faults.append(str(error))
-            continue
-        return _read(folder, arch, manifest["leaves"]), candidate
-    raise ValueError(f"no good checkpoint to export: {'; '.join(faults)}")
+    say(f"verifying the checkpoint of step {steps[-1] if step is None else step}")
+    folder = checkpoints_folder(source)
+    try:
+        found = newest_good(source, say) if step is None else (step, verify(folder / str(step)))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"no good checkpoint to export: {error}") from error
+    assert found is not None, "a finished checkpoint is good or damaged"
+    step, manifest = found
+    return _read(folder / str(step), *trained_axes(cfg, arch), manifest["leaves"]), step
 
 
-def _read(folder: Path, arch: Architecture, saved: Mapping[str, Any]) -> Params:
+def _read(
+    folder: Path, table: AxesTree, sizes: Mapping[str, int], saved: Mapping[str, Any]
+) -> PyTree:
     """The parameters of a verified checkpoint as numpy arrays; the optimizer's are not read."""
-    sizes = axis_sizes(arch)
-    tree = logical_axes(arch)
-    axes = {f"params.{name}": value for name, value in tree.items() if name != "layers"}
-    axes |= {f"params.layers.{name}": value for name, value in tree["layers"].items()}
-    wanted = {name: [sizes[axis] for axis in value] for name, value in axes.items()}
+    leaves, structure = jax.tree.flatten_with_path(table, is_leaf=lambda x: isinstance(x, tuple))
+    wanted = {
+        f"params.{jax.tree_util.keystr(path, simple=True, separator='.')}": [
+            sizes[axis] for axis in axes
+        ]
+        for path, axes in leaves
+    }
     found = {name: leaf["shape"] for name, leaf in saved.items() if name.startswith("params.")}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
@@ -220,9 +254,7 @@ def _read(folder: Path, arch: Architecture, saved: Mapping[str, Any]) -> Params:
     )
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         loaded = reader.restore(folder, args=request)
-    params: Params = {name: loaded[f"params.{name}"] for name in tree if name != "layers"}
-    params["layers"] = {name: loaded[f"params.layers.{name}"] for name in tree["layers"]}
-    return params
+    return jax.tree.unflatten(structure, [loaded[name] for name in wanted])
 
 
 def _check_place(source: Path, to: Path, force: bool, in_the_way: tuple[Path, ...]) -> None:
@@ -234,7 +266,7 @@ def _check_place(source: Path, to: Path, force: bool, in_the_way: tuple[Path, ..
     ):
         if path.is_relative_to(to):
             raise ValueError(f"{to} is or holds {name}; export to a directory of its own")
-    if to.is_relative_to(source / "checkpoints"):
+    if to.is_relative_to(checkpoints_folder(source)):
         raise ValueError(f"{to} lies among the checkpoints of the run; export somewhere else")
     foreign = _foreign(to)
     if foreign and not force:

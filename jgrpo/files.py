@@ -49,6 +49,16 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path}: is not JSON: {error}") from error
 
 
+def read_json_if_there(path: Path) -> dict[str, Any]:
+    """The content of a file that holds a JSON object; empty if there is no file.
+
+    Raises:
+      ValueError: naming the file, if it is not JSON in UTF-8.
+      OSError: if it cannot be read.
+    """
+    return read_json(path) if path.is_file() else {}
+
+
 def sync_folder(folder: Path) -> None:
     """Makes the names in a folder survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -16,9 +16,14 @@ import jax
 
 from jgrpo import config_io
 from jgrpo.config import Config
-from jgrpo.files import write_atomically
+from jgrpo.files import read_json, read_json_if_there, write_atomically
+from jgrpo.models.load import located
 
-_MAY_CHANGE = ("log", "eval", "checkpoint", "run.steps", "run.dir", "run.grace_s")
+_MAY_CHANGE = (
+    *("log", "eval", "checkpoint", "run.steps", "run.dir", "run.grace_s", "run.profile"),
+    "run.compile_ahead",
+    "run.compile_cache",
+)
 _VERSIONS = ("jgrpo", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
 _WHOLE_BYTES = 64 * 2**20
 _EDGE_BYTES = 2**20
@@ -50,16 +55,20 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def claim(folder: Path, cfg: Config, *, force: bool) -> None:
+def claim(
+    folder: Path, cfg: Config, *, force: bool, further: Mapping[str, str] | None = None
+) -> None:
     """Writes what the run is, or checks that the folder is this run's.
 
-    `config.yaml` is the resolved config; `environment.json` holds versions, commit and devices;
-    `inputs.json` a fingerprint of every local file of model and data.
+    `config.yaml` is the resolved config; `environment.json` holds versions, commit, devices
+    and what else was chosen for them; `inputs.json` a fingerprint of every local file of model and
+    data, and of the weights beside adapters wherever these are.
 
     Args:
       folder: the run folder; it exists.
       cfg: the config of this start.
       force: go on although config, model or data have changed.
+      further: facts for `environment.json`.
 
     Raises:
       ValueError: if the folder was started with a config, a model or data that differ in what a
@@ -72,14 +81,33 @@ def claim(folder: Path, cfg: Config, *, force: bool) -> None:
     write_atomically(folder / "config.yaml", config_io.dump(cfg))
     write_atomically(folder / "inputs.json", json.dumps(inputs, indent=1) + "\n")
     facts = {name: importlib.metadata.version(name) for name in _VERSIONS}
-    facts |= {"commit": _commit(), "devices": [str(device) for device in jax.devices()]}
+    devices = [str(device) for device in jax.devices()]
+    facts |= {"commit": _commit(), "devices": devices, **(further or {})}
     write_atomically(folder / "environment.json", json.dumps(facts, indent=1) + "\n")
+
+
+def check_base(folder: Path, cfg: Config) -> None:
+    """Compares the weights that a run's adapters stand beside with those it was started with.
+
+    Args:
+      folder: the run folder.
+      cfg: its config.
+
+    Raises:
+      ValueError: if a file has changed, is gone or is new; names each.
+    """
+    before = read_json_if_there(folder / "inputs.json")
+    ours = {name: before[name] for name in before if name.startswith(f"{cfg.model.path}: ")}
+    if changed := _changed(ours, _base_fingerprints(cfg)):
+        raise ValueError(
+            f"{folder}: its adapters were trained beside other weights than those of model.path:"
+            "\n  " + "\n  ".join(changed) + "\nPut these back."
+        )
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """The summary written so far; empty before the first."""
-    path = folder / "summary.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json_if_there(folder / "summary.json")
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
@@ -107,18 +135,21 @@ def _same_inputs(folder: Path, inputs: Mapping[str, str]) -> None:
     path = folder / "inputs.json"
     if not path.exists():
         return
-    before = json.loads(path.read_text())
-    changed = [
-        f"{name} {_how(name in before, name in inputs)}"
-        for name in sorted(before.keys() | inputs.keys())
-        if before.get(name) != inputs.get(name)
-    ]
-    if changed:
+    if changed := _changed(read_json(path), inputs):
         raise ValueError(
             f"{folder} holds a run with other model or data files:\n  "
             + "\n  ".join(changed)
             + "\nPut these back, start in another run.dir, or pass --force to go on regardless."
         )
+
+
+def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """The inputs that differ, and how."""
+    return [
+        f"{name} {_how(name in before, name in now)}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
 
 
 def _how(was: bool, is_there: bool) -> str:
@@ -127,14 +158,29 @@ def _how(was: bool, is_there: bool) -> str:
 
 def _fingerprints(cfg: Config) -> dict[str, str]:
     """SHA-256 by file of what the config reads from disk; of large files, size and both ends."""
-    found = {}
-    for setting in (cfg.model.path, cfg.data.path, cfg.data.heldout_path):
+    found = _base_fingerprints(cfg)
+    for setting in (cfg.model.path, cfg.data.path, cfg.data.heldout_path, cfg.data.skills):
         root = Path(setting).expanduser()
         if not setting or not root.exists():
             continue  # the embedded model, a hub id, or a task that makes its own problems
-        paths = sorted(root.rglob("*")) if root.is_dir() else [root]
-        found |= {str(path): _fingerprint(path) for path in paths if path.is_file()}
+        found |= {str(path): _fingerprint(path) for path in _files(root)}
     return found
+
+
+def _base_fingerprints(cfg: Config) -> dict[str, str]:
+    """The same of the weights that adapters stand beside: no checkpoint holds these."""
+    if not cfg.model.lora.rank:
+        return {}
+    root = located(cfg.model.path)
+    folder = root if root.is_dir() else root.parent
+    return {
+        f"{cfg.model.path}: {path.relative_to(folder)}": _fingerprint(path) for path in _files(root)
+    }
+
+
+def _files(root: Path) -> list[Path]:
+    paths = sorted(root.rglob("*")) if root.is_dir() else [root]
+    return [path for path in paths if path.is_file()]
 
 
 def _fingerprint(path: Path) -> str:

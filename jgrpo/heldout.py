@@ -15,14 +15,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Key, PyTree
 from numpy import ndarray
 
-from jgrpo.collect import score_rollouts, texts
+from jgrpo.collect import completion_ids, score_rollouts, texts
 from jgrpo.config import Config
 from jgrpo.data.chat import prompt_batch
 from jgrpo.data.tasks import Task
 from jgrpo.evaluate import EvalReport, evaluation_report
 from jgrpo.keys import named_key
 from jgrpo.models.load import LoadedModel
-from jgrpo.rewards.score import Reward
+from jgrpo.rewards.score import Reward, begin
 from jgrpo.rewards.text import parse_number
 from jgrpo.rollout.engine import Engine
 from jgrpo.rollout.sample import Sampling
@@ -89,8 +89,8 @@ class Evaluator:
         """Asks all prompts, `eval.batch_prompts` at a time."""
         size = self.cfg.eval.batch_prompts
         parts = [
-            self._ask_batch(params, examples, begin, key, group_size, temperature)
-            for begin in range(0, len(examples), size)
+            self._ask_batch(params, examples, first, key, group_size, temperature)
+            for first in range(0, len(examples), size)
         ]
         return _Asked(
             correct=np.concatenate([part.correct for part in parts]),
@@ -130,21 +130,38 @@ class Evaluator:
             stop=cfg.rollout.stop,
         )
 
+    def judged(
+        self,
+        params: PyTree,
+        examples: Sequence[Example],
+        first_uid: int,
+        key: Key[Array, ""],
+        group_size: int,
+        temperature: float,
+    ) -> tuple[Rollouts, list[str], Bool[ndarray, "P N"]]:
+        """Samples as `sample`; also the completions as text, and whether they are correct."""
+        rollouts = self.sample(params, examples, first_uid, key, group_size, temperature)
+        ids = completion_ids(rollouts)
+        completions = texts(self.model, ids)
+        scoring = begin(self.rewards, examples, group_size=group_size)
+        scores = score_rollouts(scoring, ids, completions)
+        return rollouts, completions, (scores.columns[:, 0] >= 1.0).reshape(-1, group_size)
+
     def _ask_batch(
         self,
         params: PyTree,
         examples: Sequence[Example],
-        begin: int,
+        first: int,
         key: Key[Array, ""],
         group_size: int,
         temperature: float,
     ) -> "_Asked":
-        rows = examples[begin : begin + self.cfg.eval.batch_prompts]
-        rollouts = self.sample(params, rows, begin, key, group_size, temperature)
-        completions = texts(self.model, rollouts)
-        scores = score_rollouts(self.rewards, rows, rollouts, completions)
+        rows = examples[first : first + self.cfg.eval.batch_prompts]
+        rollouts, completions, correct = self.judged(
+            params, rows, first, key, group_size, temperature
+        )
         return _Asked(
-            correct=(scores.columns[:, 0] >= 1.0).reshape(-1, group_size),
+            correct=correct,
             lengths=np.asarray(rollouts.mask).sum(-1),
             finished=np.asarray(rollouts.finished),
             completions=completions,

@@ -3,8 +3,10 @@
 Letters: P prompts, G completions per prompt, T completion tokens.
 """
 
+import re
+
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Bool, Int32
 from numpy import ndarray
 from transformers import PreTrainedTokenizerBase
 
@@ -47,3 +49,16 @@ def strata(completions: list[list[str]], mark: str) -> Int32[ndarray, "P G"]:
       mark: what is counted, such as the call of a tool.
     """
     return np.array([[text.count(mark) for text in group] for group in completions], np.int32)
+
+
+def in_form(completions: list[list[str]], pattern: str | None) -> Bool[ndarray, "P G"]:
+    """True where the whole completion has the task's form; everywhere, if the task has none.
+
+    Args:
+      completions: by group.
+      pattern: regular expression of the form.
+    """
+    if pattern is None:
+        return np.ones((len(completions), len(completions[0])), bool)
+    form = re.compile(pattern)
+    return np.array([[form.fullmatch(text) is not None for text in group] for group in completions])

@@ -69,7 +69,8 @@ def _pattern_rows() -> list[tuple[re.Pattern[str], Metric]]:
     rows: list[tuple[re.Pattern[str], Metric]] = []
     for name, row in METRICS.items():
         if "<" in name:
-            escaped = re.escape(name).replace("<k>", r"[1-9]\d*").replace("<function>", r"[^/]+")
+            escaped = re.escape(name).replace("<k>", r"[1-9]\d*")
+            escaped = escaped.replace("<function>", r"[^/]+").replace("<role>", r"[^/]+")
             rows.append((re.compile(escaped), row))
     return rows
 
@@ -166,11 +167,16 @@ METRICS: Mapping[str, Metric] = {
     "completion/repetition": Metric(
         "fraction", "4-grams of a completion that it has had before, mean over completions"
     ),
+    "completion/spared_fraction": Metric(
+        "fraction", "completions that count in their groups but are not trained on (row_mask)"
+    ),
     "advantage/abs_mean": Metric("advantage", "mean magnitude of the advantages"),
     "loss/policy": Metric("loss", "policy term of the loss, without penalties"),
     "loss/kl": Metric("loss", "penalty term of the loss, its coefficient included"),
     "loss/bonus": Metric("loss", "entropy bonus, its coefficient included"),
     "loss/constraint": Metric("loss", "drift from the old policy times the constraint's factor"),
+    "loss/value": Metric("loss", "the critic's loss, its coefficient included"),
+    "loss/router": Metric("loss", "what routers of experts add, coefficients included"),
     "loss/total": Metric("loss", "what the gradient is taken of", "loss"),
     "ratio/mean": Metric("1", "mean ratio of policy to old policy over trained tokens"),
     "ratio/clip_fraction": Metric(
@@ -184,6 +190,7 @@ METRICS: Mapping[str, Metric] = {
     ),
     "ratio/deviation_max": Metric("1", "largest |ratio - 1| of a trained token"),
     "veto/factor_mean": Metric("1", "mean factor of the veto slot on the policy term"),
+    "correction/factor_mean": Metric("1", "mean factor of the correction slot on the policy term"),
     "kl/old": Metric("nats", "estimated (k3) KL of the old policy to the policy, mean over tokens"),
     "kl/ref": Metric(
         "nats", "estimated (k3) KL of the policy to the reference, mean over tokens", "kl"
@@ -191,11 +198,29 @@ METRICS: Mapping[str, Metric] = {
     "kl/behavior": Metric(
         "nats", "estimated (k3) KL of the sampler to the learner at equal weights"
     ),
-    "entropy/mean": Metric("nats", "mean entropy of the policy's next-token law", "entropy"),
+    "entropy/mean": Metric(
+        "nats", "mean entropy of the policy's next-token law (`log.entropy`)", "entropy"
+    ),
+    "router/balance": Metric(
+        "1", "experts * sum of load * probability, mean over tokens and layers; 1: balanced"
+    ),
+    "router/z": Metric("1", "squared log-sum-exp of routers' logits, mean over tokens and layers"),
+    "router/differs": Metric(
+        "fraction", "tokens for which a router would not pick the experts that are taken again"
+    ),
+    "value/mean": Metric("reward", "mean of the critic's predictions over trained tokens"),
+    "value/squared_error": Metric(
+        "reward^2", "mean squared distance of the critic's predictions to their targets"
+    ),
+    "value/explained_variance": Metric(
+        "fraction", "variance of the returns that the critic's old values explain; at most 1"
+    ),
     "grad/norm": Metric("1", "global gradient norm before clipping", "grad_norm"),
     "optim/lr": Metric("1", "learning rate of the last update", "learning_rate"),
     "optim/updates": Metric("count", "optimizer updates of the step"),
-    "optim/skipped_updates": Metric("count", "updates of the step skipped as not finite"),
+    "optim/skipped_updates": Metric(
+        "count", "updates of the step skipped as not finite, those of roles too"
+    ),
     "invariant/logp_gap_max": Metric(
         "nats",
         "largest |sampler - learner| log-prob of a token, before the step's first update",
@@ -207,12 +232,99 @@ METRICS: Mapping[str, Metric] = {
     "tokens/prompt": Metric("tokens", "prompt tokens of the step, once for each completion"),
     "tokens/completion": Metric("tokens", "completion tokens of the step"),
     "tokens/total": Metric("tokens", "prompt and completion tokens of the step"),
+    "tokens/injected": Metric("tokens", "tokens of the step that nobody drew: guidance"),
+    "guidance/tokens": Metric("tokens", "tokens of a worked solution before guided completions"),
+    "guidance/share": Metric("fraction", "completions of the step that were guided"),
+    "guidance/accuracy": Metric("fraction", "correct completions of the step, guided ones too"),
+    "preference/loss": Metric("nats", "the preference model's loss, before the step's updates"),
+    "preference/accuracy": Metric(
+        "fraction", "pairs of a right and a wrong completion that it tells apart, likewise"
+    ),
+    "preference/pairs": Metric("count", "such pairs in the step"),
+    "preference/steps_mean": Metric("count", "steps of a completion, mean over completions"),
+    "preference/helped_fraction": Metric(
+        "fraction", "steps after which the preference model prefers the completion to before"
+    ),
+    "ws/stopped_fraction": Metric(
+        "fraction",
+        "completions that plan `stop` has ended behind a step which was doubted",
+    ),
+    "plan/again_fraction": Metric("fraction", "groups that the method's plan asked again"),
+    "plan/replaced_fraction": Metric(
+        "fraction", "completions trained that stand where another had been drawn"
+    ),
+    "plan/likelihood_fraction": Metric("fraction", "completions trained by their likelihood"),
+    "plan/level_mean": Metric(
+        "1", "mean level of the hints, or of the budgets, that completions were drawn under"
+    ),
+    "plan/drawn_tokens": Metric("tokens", "tokens drawn in all rounds, those not trained too"),
+    "expert/stored": Metric("count", "predictions that wait to be imitated, after the step"),
+    "expert/trained": Metric("count", "predictions that the step imitates"),
+    "hint/valid_fraction": Metric("fraction", "hints written in the step that may be used"),
+    "hint/leak_fraction": Metric("fraction", "hints that tell the answer"),
+    "hint/reward_mean": Metric("reward", "what the hinter gets for a hint, mean over hints"),
+    "hint/reliance_mean": Metric(
+        "nats",
+        "log-prob of a token without the hint less that with it, mean over right completions under"
+        " hints; below 0: they lean on it",
+    ),
+    "skill/used_fraction": Metric("fraction", "groups of the step that worked with a skill"),
+    "skill/utility_mean": Metric("reward", "mean utility of the library's skills, after the step"),
+    "skill/library_size": Metric("count", "skills of cache and reservoir, after the step"),
+    "skill/made": Metric("count", "skills that the step has brought: 1, or 0 if no group is mixed"),
+    "skill/written": Metric(
+        "count", "of them such as the policy has written; others tell what a completion begins with"
+    ),
+    "skill/verified": Metric(
+        "fraction", "of them such as a completion that works with it is right; 0 without one"
+    ),
+    "call/mean": Metric("count", "answered calls of a main agent's completion, mean over these"),
+    "call/dropped_fraction": Metric(
+        "fraction", "answers that the sub-agent does not learn from, since there are too many"
+    ),
+    "call/duplicated_fraction": Metric(
+        "fraction", "completions the sub-agent learns from that are there once more, for fullness"
+    ),
+    "call/form_fraction": Metric("fraction", "answers in form"),
+    "call/judged_fraction": Metric("fraction", "answers in form that the experts have judged"),
+    "call/reward_mean": Metric(
+        "reward", "what the sub-agent gets, mean over what it learns from; 0 where that is nothing"
+    ),
+    "role/<role>/loss": Metric("loss", "loss of a policy beside the policy, mean over its updates"),
+    "role/<role>/grad_norm": Metric("1", "its global gradient norm before clipping, likewise"),
+    "role/<role>/updates": Metric("count", "its updates; 0 where it had nothing to write"),
     "sampling/rounds": Metric("count", "rollout rounds of the step"),
+    "sampling/temperature": Metric("1", "temperature of the step, where the method controls it"),
+    "sampling/diversity": Metric(
+        "fraction", "n-grams of a prompt's completions that differ, mean over prompts, likewise"
+    ),
+    "sampling/group_min": Metric(
+        "count", "fewest completions of a prompt, where the method allocates them"
+    ),
+    "sampling/group_max": Metric("count", "most completions of a prompt, likewise"),
     "sampling/kept_fraction": Metric("fraction", "sampled groups that the step trains on"),
+    "sampling/wasted_fraction": Metric("fraction", "steps of slots that drew no token to be kept"),
+    "draw/success_mean": Metric(
+        "fraction", "success rate that the prompts of the step were known by, those asked before"
+    ),
+    "draw/asked_before_fraction": Metric("fraction", "prompts of the step that were asked before"),
+    "draw/paired_fraction": Metric(
+        "fraction", "prompts in pairs of one seldom solved and one seldom missed"
+    ),
+    "replay/fraction": Metric("fraction", "groups with a completion of an earlier step"),
+    "replay/stored_prompts": Metric("count", "prompts with a stored completion, after the step"),
+    "replay/retired_prompts": Metric("count", "prompts that are asked no more, after the step"),
+    "refill/replaced_fraction": Metric(
+        "fraction", "groups without a gradient whose place a copy of another takes"
+    ),
+    "refill/copies_max": Metric("count", "most times that a group is trained in the step"),
     "time/rollout_s": Metric("s", "time of sampling"),
+    "time/prefill_s": Metric("s", "of it: reading the first prompts and drawing first tokens"),
+    "time/decode_s": Metric("s", "of it: decode steps, and reading the prompts that wait"),
     "time/reward_s": Metric("s", "time of scoring that sampling does not hide"),
     "time/learner_s": Metric("s", "time of log-probs, gradients and updates"),
     "time/host_s": Metric("s", "rest of the step: prompts, tokenizer, advantages"),
+    "time/compile_s": Metric("s", "time of the compiler within the step"),
     "time/step_s": Metric("s", "time of the whole step, evaluation excluded", "step_time"),
     "throughput/rollout_tok_s": Metric("tokens/s", "completion tokens by time of sampling"),
     "throughput/learner_tok_s": Metric("tokens/s", "trained tokens by time of the learner"),

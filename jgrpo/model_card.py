@@ -19,6 +19,7 @@ from jgrpo.algo import METHODS, Method
 from jgrpo.algo.slots import choices, constants
 from jgrpo.config import Config
 from jgrpo.evaluate import EvalReport
+from jgrpo.files import read_json_if_there
 from jgrpo.folder import read_summary
 from jgrpo.models.architecture import num_params
 from jgrpo.models.load import LoadedModel
@@ -35,6 +36,8 @@ model = AutoModelForCausalLM.from_pretrained({path})
 ids = tokenizer({prompt}, return_tensors="pt").input_ids
 output = model.generate(ids, max_new_tokens={max_tokens})
 print(tokenizer.decode(output[0, ids.shape[1]:], skip_special_tokens=True))"""
+_SERVE = "vllm serve ./{name}\npython -m sglang.launch_server --model-path ./{name}"
+_SERVE_ADAPTER = "vllm serve {base} --enable-lora --lora-modules {name}=./{name}"
 _CHAT = _PLAIN.replace(
     'ids = tokenizer({prompt}, return_tensors="pt").input_ids',
     """\
@@ -46,7 +49,14 @@ ids = tokenizer.apply_chat_template(
 
 
 def model_card(
-    source: Path, cfg: Config, model: LoadedModel, *, name: str, step: int, dtype: str
+    source: Path,
+    cfg: Config,
+    model: LoadedModel,
+    *,
+    name: str,
+    step: int,
+    dtype: str,
+    adapter: bool = False,
 ) -> str:
     """The text of README.md.
 
@@ -57,6 +67,7 @@ def model_card(
       name: of the model; the name of the directory it is exported to.
       step: steps that the weights have trained.
       dtype: precision of the written weights.
+      adapter: whether they are a PEFT adapter alone.
     """
     row = _metrics_after(source, step)
     size = f"{num_params(model.arch) / 1e6:.3g}M parameters ({model.arch.family})"
@@ -66,28 +77,32 @@ def model_card(
     )
     if cfg.model.init == "random":
         summary = summary.replace("trained from", "trained from fresh weights in the form of")
+    if adapter:
+        summary += " This is its adapter alone: with `peft` installed, transformers puts it on."
     stop = ""
     if cfg.rollout.stop:
         listed = ", ".join(f"`{text!r}`" for text in cfg.rollout.stop)
         stop = f" Training ended completions at {listed} too: pass them as stop strings."
     frame = resources.files("jgrpo") / "assets" / "model_card.md"
     return string.Template(frame.read_text(encoding="utf-8")).substitute(
-        front_matter=yaml.safe_dump(_front_matter(cfg), sort_keys=False),
+        front_matter=yaml.safe_dump(_front_matter(cfg, adapter), sort_keys=False),
         name=name,
         summary=summary,
         python=_python(source, cfg, model, name),
+        serve=(_SERVE_ADAPTER if adapter else _SERVE).format(name=name, base=cfg.model.path),
         stop=stop,
         results=_results(source, step, row),
         training=_training(source, cfg, step, dtype, row),
     )
 
 
-def _front_matter(cfg: Config) -> dict[str, Any]:
+def _front_matter(cfg: Config, adapter: bool) -> dict[str, Any]:
     path = cfg.model.path
     content: dict[str, Any] = {}
     if _HUB_ID.fullmatch(path) and not Path(path).exists():
         content["base_model"] = path
-    content |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    library = "peft" if adapter else "transformers"
+    content |= {"library_name": library, "pipeline_tag": "text-generation"}
     content["tags"] = ["jgrpo", "reinforcement-learning", cfg.method.name, f"task:{cfg.data.task}"]
     dataset = _DATASETS.get(cfg.data.task)
     if cfg.data.task == "hf" and _HUB_ID.fullmatch(cfg.data.path):
@@ -150,9 +165,10 @@ def _results(source: Path, step: int, row: Mapping[str, Any]) -> str:
 
 def _training(source: Path, cfg: Config, step: int, dtype: str, row: Mapping[str, Any]) -> str:
     method, data, rollout = cfg.method, cfg.data, cfg.rollout
-    environment = _read_json(source / "environment.json")
+    environment = read_json_if_there(source / "environment.json")
     devices = [str(device) for device in environment.pop("devices", [])]
     commit = environment.pop("commit", None)
+    attention = environment.pop("attention", "not recorded")
     scale = f"{step} of {cfg.run.steps}; {data.num_prompts_per_step} prompts a step"
     sampling = {**dataclasses.asdict(rollout), "top_k": rollout.top_k or "off"}
     rows = [
@@ -168,8 +184,14 @@ def _training(source: Path, cfg: Config, step: int, dtype: str, row: Mapping[str
         ["optimizer", "AdamW, " + _listed(dataclasses.asdict(cfg.optim))],
         [
             "precision",
-            f"weights {cfg.model.param_dtype}, matmuls {cfg.model.dtype}; written as {dtype}",
+            f"weights {cfg.model.param_dtype}, matmuls {cfg.model.dtype}, attention {attention}; "
+            f"written as {dtype}",
         ],
+        *(
+            [["adapters", _listed(dataclasses.asdict(cfg.model.lora))]]
+            if cfg.model.lora.rank
+            else []
+        ),
         ["seed", str(cfg.run.seed)],
         ["devices", f"{len(devices)}: {', '.join(devices[:8])}" if devices else "not recorded"],
         ["software", _listed(environment) or "not recorded"],
@@ -235,7 +257,3 @@ def _first_sample(source: Path) -> dict[str, Any]:
         for line in path.read_text(encoding="utf-8").splitlines():
             return json.loads(line)
     return {}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -10,16 +10,25 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
+from jgrpo.adapting import trained_axes
 from jgrpo.algo import needs
 from jgrpo.buckets import bucket
 from jgrpo.config import Config
+from jgrpo.misfits import refuse_misfits
 from jgrpo.models import architecture
-from jgrpo.models.architecture import Architecture, logical_axes, num_params
+from jgrpo.models.architecture import INPUT_DIMS, Architecture, logical_axes, num_params
+from jgrpo.models.logps import chunk_tokens
+from jgrpo.models.lora import BLOCK
 from jgrpo.parallel.mesh import axis_sizes
-from jgrpo.parallel.rules import LOGICAL_TO_MESH
+from jgrpo.parallel.rules import DATA_AXES, LOGICAL_TO_MESH
+from jgrpo.rollout.work import layout
 
-_WIDTH_BYTES = {"float32": 4, "bfloat16": 2}
-_STATISTIC_BYTES = 4
+WIDTH_BYTES = {"float32": 4, "bfloat16": 2}
+"""Bytes of a number by the names of `model.dtype`."""
+FLOAT32_BYTES = WIDTH_BYTES["float32"]
+"""Bytes of statistics, sums and logits."""
+# Of one number: int8, its scales left out, and nf4 with a float32 scale for every 64.
+_QUANTIZED_BYTES = {"int8": 1.0, "nf4": 0.5 + 4 / BLOCK}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,21 +36,30 @@ class Memory:
     """Estimated bytes a device holds, by kind.
 
     Attributes:
-      params: N weights in `model.param_dtype`, split over the mesh, as the next three are.
+      params: N weights in `model.param_dtype`, split over the mesh, as the next four are.
+      frozen: weights that stay, in `model.dtype` or fewer bits (`model.lora`); then N counts the
+        adapters' numbers alone.
       optimizer: AdamW's two moments, in `model.param_dtype`.
       reference: N weights of the reference policy, if a slot of the method needs it.
+      roles: weights and moments of policies beside the policy, if the plan has any.
+      critic: the read-out of a critic and its two moments in float32, if the method has one.
       gradients: N sums of the gradient in float32, and one microbatch's share of them if there are
-        several; held while learning.
-      activations: what the backward pass of one microbatch keeps; held while learning.
+        several; held while learning. The critic's are among them.
+      activations: what the backward pass of one microbatch keeps; held while learning. A critic
+        keeps the states it reads in float32.
       logits_chunk: logits of `optim.logp_chunk_tokens` tokens and their gradient; while learning.
-      rollout_weights: copy of the weights in `model.dtype`, if that differs; while sampling.
+      rollout_weights: copy of the weights in `model.dtype`, if that differs, or in int8 (its scales
+        left out); while sampling.
       kv_cache: keys and values of prompts and completions; held while sampling.
       sampler_logits: logits, log-probs and noise of one token of every completion; while sampling.
     """
 
     params: int
+    frozen: int
     optimizer: int
     reference: int
+    roles: int
+    critic: int
     gradients: int
     activations: int
     logits_chunk: int
@@ -52,7 +70,8 @@ class Memory:
     @property
     def peak(self) -> int:
         """Bytes that are always held, plus the larger of sampling and learning."""
-        always = self.params + self.optimizer + self.reference
+        always = self.params + self.frozen + self.optimizer
+        always += self.reference + self.roles + self.critic
         learning = self.gradients + self.activations + self.logits_chunk
         sampling = self.rollout_weights + self.kv_cache + self.sampler_logits
         return always + max(learning, sampling)
@@ -65,14 +84,15 @@ class Plan:
     Attributes:
       steps: steps of the run.
       devices: devices it runs on.
-      num_params: parameters of the model.
+      num_params: parameters of the model, its adapters left out.
+      num_trained: parameters that are trained.
       prompts: prompts a step trains on.
       completions: completions a step trains on.
       tokens: most tokens of a step: each prompt once, each completion at its limit.
       sampling_rounds: most rounds of sampling in a step; above 1 only for dynamic sampling.
       updates: optimizer updates a step.
       completions_per_update: completions of one update.
-      microbatches: forward and backward passes of one update, on each device.
+      microbatches: most forward and backward passes of one update, on each device.
       completions_per_microbatch: completions of such a pass.
       memory: estimated bytes per device.
     """
@@ -80,6 +100,7 @@ class Plan:
     steps: int
     devices: int
     num_params: int
+    num_trained: int
     prompts: int
     completions: int
     tokens: int
@@ -100,36 +121,35 @@ def plan(cfg: Config, arch: Architecture, num_devices: int) -> Plan:
       num_devices: devices of all processes together.
 
     Raises:
-      ValueError: if the mesh does not multiply to the number of devices, a batch does not divide
-        evenly over it, or a sequence is longer than the model allows.
+      ValueError: if the mesh does not multiply to the number of devices, the model or a batch does
+        not divide evenly over it, a sequence is longer than the model allows, adapters have no
+        matrices, or a setting asks for experts that the model does not have.
     """
-    prompts, group_size = cfg.data.num_prompts_per_step, cfg.group_rows
+    prompts = cfg.data.num_prompts_per_step
+    group_size = cfg.group_rows * cfg.plan.groups
     sizes = axis_sizes(cfg.mesh, num_devices)
-    data_parts = sizes["replica"] * sizes["fsdp"]
+    refuse_misfits(cfg, arch, sizes)
+    data_parts = math.prod(sizes[axis] for axis in DATA_AXES)
     update_prompts = prompts // cfg.optim.minibatches
-    device_completions = update_prompts // data_parts * group_size
+    device_completions = update_prompts // data_parts * group_size * _spread(cfg)
     micro = cfg.optim.microbatch_completions or device_completions
     if update_prompts % data_parts:
         raise ValueError(
             f"data.num_prompts_per_step / optim.minibatches = {update_prompts} prompts of an "
-            f"update must divide evenly over mesh.replica x mesh.fsdp = {data_parts} devices"
+            f"update must divide evenly over mesh.replica x mesh.fsdp x mesh.expert = {data_parts} "
+            "devices"
         )
     if device_completions % micro:
         raise ValueError(
             f"optim.microbatch_completions must divide the {device_completions} completions of an "
             f"update on each device, got {micro}"
         )
-    longest = cfg.data.max_prompt_tokens + cfg.rollout.max_completion_tokens
-    if longest > arch.max_positions:
-        raise ValueError(
-            f"data.max_prompt_tokens + rollout.max_completion_tokens = {longest} tokens, but "
-            f"{cfg.model.path!r} knows {arch.max_positions} positions"
-        )
     completion_tokens = prompts * group_size * cfg.rollout.max_completion_tokens
     return Plan(
         steps=cfg.run.steps,
         devices=num_devices,
         num_params=num_params(arch),
+        num_trained=_device_params({}, *trained_axes(cfg, arch)),
         prompts=prompts,
         completions=prompts * group_size,
         tokens=prompts * cfg.data.max_prompt_tokens + completion_tokens,
@@ -141,12 +161,24 @@ def plan(cfg: Config, arch: Architecture, num_devices: int) -> Plan:
         memory=_memory(
             cfg,
             arch,
-            weights=_device_params(arch, sizes),
-            device_prompts=prompts // data_parts,
+            sizes,
+            slots=device_slots(cfg, data_parts),
             micro=micro,
             microbatches=device_completions // micro,
         ),
     )
+
+
+def _spread(cfg: Config) -> int:
+    """Rows of `group_rows` places that an update has for each prompt, at most.
+
+    Above 1 only if the method allocates completions: then long groups take several rows, and in the
+    worst case all of a step's are in one minibatch (`places.rows_of`).
+    """
+    if cfg.method.allocate == "uniform":
+        return 1
+    most = min(1 + cfg.optim.minibatches, math.ceil(cfg.group_places / cfg.group_rows))
+    return 1 << (most - 1).bit_length()
 
 
 def describe(the_plan: Plan) -> str:
@@ -155,6 +187,7 @@ def describe(the_plan: Plan) -> str:
     rounds = the_plan.sampling_rounds
     rows = [
         ("parameters", f"{the_plan.num_params:,}"),
+        *([("trained", f"{the_plan.num_trained:,}")] if memory.frozen else []),
         ("devices", f"{the_plan.devices}"),
         ("steps", f"{the_plan.steps:,}"),
         ("prompts", f"{the_plan.prompts:,} a step"),
@@ -170,9 +203,9 @@ def describe(the_plan: Plan) -> str:
             f"{the_plan.microbatches} an update, of {the_plan.completions_per_microbatch:,} "
             "completions on each device",
         ),
-        ("memory", f"about {_bytes(memory.peak)} per device (estimate), of which"),
+        ("memory", f"about {size_text(memory.peak)} per device (estimate), of which"),
         *(
-            (f"  {field.name.replace('_', ' ')}", _bytes(getattr(memory, field.name)))
+            (f"  {field.name.replace('_', ' ')}", size_text(getattr(memory, field.name)))
             for field in dataclasses.fields(memory)
         ),
     ]
@@ -180,9 +213,10 @@ def describe(the_plan: Plan) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
-def _device_params(arch: Architecture, mesh_sizes: Mapping[str, int]) -> int:
-    """Number of weights that one device stores, by the rules that split them."""
-    lengths = architecture.axis_sizes(arch)
+def _device_params(
+    mesh_sizes: Mapping[str, int], axes: architecture.AxesTree, lengths: Mapping[str, int]
+) -> int:
+    """Number of weights that one device stores, by the rules that split them; without mesh: all."""
 
     def count(tree: architecture.AxesTree) -> int:
         total = 0
@@ -192,48 +226,101 @@ def _device_params(arch: Architecture, mesh_sizes: Mapping[str, int]) -> int:
                 continue
             size = math.prod(lengths[name] for name in leaf)
             for name in leaf:
-                parts = mesh_sizes[axis] if (axis := LOGICAL_TO_MESH[name]) else 1
+                parts = mesh_sizes.get(axis, 1) if (axis := LOGICAL_TO_MESH[name]) else 1
                 # A dim that its axis does not divide is stored whole.
                 size //= parts if lengths[name] % parts == 0 else 1
             total += size
         return total
 
-    return count(logical_axes(arch))
+    return count(axes)
+
+
+def _frozen(cfg: Config, arch: Architecture, mesh_sizes: Mapping[str, int]) -> int:
+    """Bytes on one device of the weights that adapters stand beside."""
+    if not cfg.model.lora.rank:
+        return 0
+    table, lengths = logical_axes(arch), architecture.axis_sizes(arch)
+    width, bits = WIDTH_BYTES[cfg.model.dtype], cfg.model.lora.quantize
+    of_all = _device_params(mesh_sizes, table, lengths) * width
+    if bits == "none":
+        return of_all
+    matrices = {name: axes for name, axes in table["layers"].items() if name in INPUT_DIMS}
+    of_matrices = _device_params(mesh_sizes, matrices, lengths)
+    return of_all - of_matrices * width + math.ceil(of_matrices * _QUANTIZED_BYTES[bits])
+
+
+def _device_critic(cfg: Config, arch: Architecture, mesh_sizes: Mapping[str, int]) -> int:
+    """Weights of the critic on one device: its vector is split as the policy's last norm."""
+    if "values" not in needs(cfg.method):
+        return 0
+    axes = {"weight": logical_axes(arch)["final_norm"]}
+    return _device_params(mesh_sizes, axes, architecture.axis_sizes(arch)) + 1
+
+
+def device_slots(cfg: Config, parts: int) -> tuple[int, int]:
+    """Prompts whose keys a device holds while sampling, and completions of each in the making.
+
+    Args:
+      cfg: a checked config.
+      parts: devices over whose data axes prompts are split.
+    """
+    group = cfg.group_drawn * cfg.plan.groups
+    slots, lanes = layout(cfg.data.num_prompts_per_step, group, cfg.rollout.slots, parts)
+    return lanes, slots
+
+
+def token_kv(cfg: Config, arch: Architecture) -> int:
+    """Bytes of the keys and values of one token in all layers."""
+    head_bytes = arch.head_width * WIDTH_BYTES[cfg.model.dtype]
+    if cfg.rollout.kv == "int8":
+        head_bytes = arch.head_width + FLOAT32_BYTES  # and a scale
+    return 2 * arch.num_layers * arch.num_kv_heads * head_bytes
 
 
 def _memory(
     cfg: Config,
     arch: Architecture,
+    mesh_sizes: Mapping[str, int],
     *,
-    weights: int,
-    device_prompts: int,
+    slots: tuple[int, int],
     micro: int,
     microbatches: int,
 ) -> Memory:
-    held = _WIDTH_BYTES[cfg.model.param_dtype]
-    moving = _WIDTH_BYTES[cfg.model.dtype]
-    group_size = cfg.rollout.group_size
+    weights = _device_params(mesh_sizes, *trained_axes(cfg, arch))
+    frozen, critic = _frozen(cfg, arch, mesh_sizes), _device_critic(cfg, arch, mesh_sizes)
+    whole = _device_params(mesh_sizes, logical_axes(arch), architecture.axis_sizes(arch))
+    held = WIDTH_BYTES[cfg.model.param_dtype]
+    lanes, of_lane = slots
     samples = cfg.method.source == "policy"
     chunk = cfg.rollout.chunk_tokens
-    cached_tokens = device_prompts * (
+    cached_tokens = lanes * (
         bucket(cfg.data.max_prompt_tokens)
-        + group_size * bucket(cfg.rollout.max_completion_tokens, chunk)
+        + of_lane * bucket(cfg.rollout.max_completion_tokens, chunk)
     )
-    token_kv = 2 * arch.num_layers * arch.num_kv_heads * arch.head_width * moving
     learned_tokens = micro * cfg.rollout.max_completion_tokens
-    logit_rows = min(cfg.optim.logp_chunk_tokens, learned_tokens)
-    sampled_rows = device_prompts * group_size
+    logit_rows = min(chunk_tokens(cfg.optim.logp_chunk_tokens, arch.vocab_size), learned_tokens)
     return Memory(
         params=weights * held,
+        frozen=frozen,
         optimizer=2 * weights * held,
-        reference=weights * held if "ref_logp" in needs(cfg.method) else 0,
-        gradients=weights * (_STATISTIC_BYTES + (held if microbatches > 1 else 0)),
+        reference=weights * held if "ref_logp" in needs(cfg.method) and not frozen else 0,
+        roles=3 * weights * held * len(cfg.plan.roles),
+        critic=3 * critic * FLOAT32_BYTES,
+        gradients=weights * (FLOAT32_BYTES + (held if microbatches > 1 else 0))
+        + critic * FLOAT32_BYTES * (2 if microbatches > 1 else 1),
         activations=_activations(cfg, arch, micro),
-        logits_chunk=2 * logit_rows * arch.vocab_size * _STATISTIC_BYTES,
-        rollout_weights=weights * moving if samples and moving != held else 0,
-        kv_cache=cached_tokens * token_kv if samples else 0,
-        sampler_logits=3 * sampled_rows * arch.vocab_size * _STATISTIC_BYTES if samples else 0,
+        logits_chunk=2 * logit_rows * arch.vocab_size * FLOAT32_BYTES,
+        rollout_weights=_rollout_weights(cfg, weights, whole) if samples else 0,
+        kv_cache=cached_tokens * token_kv(cfg, arch) if samples else 0,
+        sampler_logits=3 * lanes * of_lane * arch.vocab_size * FLOAT32_BYTES if samples else 0,
     )
+
+
+def _rollout_weights(cfg: Config, weights: int, whole: int) -> int:
+    if cfg.rollout.weights == "int8":
+        return whole
+    differ = cfg.model.dtype != cfg.model.param_dtype
+    return weights * WIDTH_BYTES[cfg.model.dtype] if differ else 0
 
 
 def _activations(cfg: Config, arch: Architecture, micro: int) -> int:
@@ -244,24 +331,28 @@ def _activations(cfg: Config, arch: Architecture, micro: int) -> int:
     attention scores and probabilities in float32. With remat, those of one layer exist at a time.
     """
     limit, prompt = cfg.rollout.max_completion_tokens, cfg.data.max_prompt_tokens
-    prompts = math.ceil(micro / cfg.rollout.group_size)
+    prompts = math.ceil(micro / cfg.group_rows)
     heads_width = arch.num_heads * arch.head_width
     kv_width = 2 * arch.num_kv_heads * arch.head_width
     inputs = arch.d_model
-    dots = 2 * arch.d_model + heads_width + kv_width + 2 * arch.ffn_width
-    between = 2 * arch.d_model + heads_width + arch.ffn_width
+    dots = 2 * arch.d_model + heads_width + kv_width + 2 * arch.active_ffn_width
+    between = 2 * arch.d_model + heads_width + arch.active_ffn_width
     kept = {"full": inputs, "dots": inputs + dots, "none": inputs + dots + between}
     one_layer = {"full": dots + between, "dots": between, "none": 0}
     remat = cfg.model.remat
     values = kept[remat] * arch.num_layers + one_layer[remat]
     tokens = micro * limit + prompts * prompt
     pairs = micro * limit * (prompt + limit) + prompts * prompt * prompt
-    scores = 2 * arch.num_heads * pairs * _STATISTIC_BYTES
+    scores = 2 * arch.num_heads * pairs * FLOAT32_BYTES
     scored_layers = arch.num_layers if remat == "none" else 1
-    return tokens * values * _WIDTH_BYTES[cfg.model.dtype] + scores * scored_layers
+    width = WIDTH_BYTES[cfg.model.dtype]
+    reads = "values" in needs(cfg.method) and width != FLOAT32_BYTES
+    states = micro * limit * arch.d_model * FLOAT32_BYTES if reads else 0
+    return tokens * values * width + scores * scored_layers + states
 
 
-def _bytes(count: int) -> str:
+def size_text(count: int) -> str:
+    """Bytes as a terminal shows them, such as `1.5 GiB`."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= size:
             return f"{count / size:.1f} {unit}"

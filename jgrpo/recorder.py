@@ -12,7 +12,7 @@ from typing import Any
 from jgrpo.alarms import Alarms
 from jgrpo.config import Config
 from jgrpo.loggers import open_sinks
-from jgrpo.metrics import Number, plain_metrics
+from jgrpo.metrics import Number
 from jgrpo.quarantine import Quarantine
 from jgrpo.rewards.score import Scores
 from jgrpo.run_files import MetricsFile, Sample, SamplesWriter
@@ -72,10 +72,10 @@ class Recorder:
         """
         if samples:
             self._samples.write(step, samples)
-        self._metrics.add(step, metrics)
+        row = self._metrics.add(step, metrics)
         for sink in self._sinks:
             sink.write(step, metrics)
-        return self._conclude(step, plain_metrics(metrics))
+        return self._conclude(step, row)
 
     def close(self) -> None:
         """Closes every file and tracker."""

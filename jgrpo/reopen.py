@@ -9,7 +9,8 @@ from jaxtyping import Array, Key, PyTree
 from jgrpo import config_io
 from jgrpo.assembly import Run, assemble
 from jgrpo.checkpoint import Checkpoints
-from jgrpo.collect import texts
+from jgrpo.collect import completion_ids, texts
+from jgrpo.folder import check_base
 from jgrpo.keys import named_key
 from jgrpo.types import Example, Message
 
@@ -28,10 +29,14 @@ def reopen(
       The run, the weights, a key for sampling, and the number of steps the weights have trained.
 
     Raises:
-      ValueError: if the folder holds no such checkpoint, or a damaged one.
+      ValueError: if the folder holds no such checkpoint, or a damaged one, or adapters of which the
+        weights beside them have changed.
     """
     is_run = (source / "config.yaml").is_file()
-    run = assemble(config_io.load(source / "config.yaml" if is_run else source, overrides))
+    cfg = config_io.load(source / "config.yaml" if is_run else source, overrides)
+    if is_run:
+        check_base(source, cfg)
+    run = assemble(cfg)
     fresh = run.initial_state()
     key = named_key(run.root, "reopened")
     if not is_run:
@@ -68,5 +73,5 @@ def sample_texts(
     """
     examples = [Example(prompt=prompt) for prompt in prompts]
     rollouts = run.evaluator.sample(params, examples, 0, key, group_size, temperature)
-    flat = texts(run.model, rollouts)
+    flat = texts(run.model, completion_ids(rollouts))
     return [flat[i : i + group_size] for i in range(0, len(flat), group_size)]

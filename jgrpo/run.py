@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from jgrpo.assembly import Run, assemble
+from jgrpo.ahead import SAMPLER, Ahead, sampling_params
+from jgrpo.assembly import Run, assemble, attention_kernel
 from jgrpo.checkpoint import Checkpoints
+from jgrpo.compiled import Compilations, counted, kept_on_disk
 from jgrpo.config import Config
 from jgrpo.evaluate import EvalReport
 from jgrpo.folder import claim, locked, read_summary, write_summary
@@ -22,10 +25,13 @@ from jgrpo.learning import learn
 from jgrpo.models.load import architecture
 from jgrpo.observe import broken_invariants, samples, step_metrics, whole_step
 from jgrpo.planner import plan
+from jgrpo.profile import Profile
 from jgrpo.progress import Progress
 from jgrpo.recorder import Recorder
+from jgrpo.roles import role_params
 from jgrpo.stopping import Stopped, Stopping, StopRequested
 from jgrpo.types import TrainState
+from jgrpo.warm_up import warm_up
 
 
 def train(cfg: Config, *, force: bool = False) -> dict[str, Any]:
@@ -50,7 +56,8 @@ def train(cfg: Config, *, force: bool = False) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         stopping = stack.enter_context(Stopping(cfg.run.grace_s))
         stack.enter_context(locked(folder))
-        claim(folder, cfg, force=force)
+        claim(folder, cfg, force=force, further={"attention": attention_kernel(cfg)})
+        stack.enter_context(kept_on_disk(folder / "compiled", cfg.run.compile_cache))
         try:
             with stopping.interruptible():
                 trainer = _open(cfg, folder, stopping, stack)
@@ -62,6 +69,7 @@ def train(cfg: Config, *, force: bool = False) -> dict[str, Any]:
 
 def _open(cfg: Config, folder: Path, stopping: Stopping, stack: contextlib.ExitStack) -> "Trainer":
     """Loads everything, with the newest good checkpoint or the initial weights."""
+    began, compiled = time.perf_counter(), stack.enter_context(counted())
     run = stack.enter_context(contextlib.closing(assemble(cfg)))
     kept = cfg.checkpoint
     checkpoints = stack.enter_context(
@@ -69,19 +77,28 @@ def _open(cfg: Config, folder: Path, stopping: Stopping, stack: contextlib.ExitS
             Checkpoints(folder, kept.keep, keep_best=kept.keep_best, deadline_s=kept.deadline_s)
         )
     )
-    fresh = run.initial_state()
-    state = checkpoints.restore_latest(fresh) or fresh
+    state = _newest_state(run, checkpoints)
     start = int(state.step)
     return Trainer(
         run=run,
         state=state,
+        ahead=stack.enter_context(contextlib.closing(Ahead(run.collector))),
         summary=read_summary(folder) if start else {},
         folder=folder,
         stopping=stopping,
         checkpoints=checkpoints,
+        began=began,
+        compiled=compiled,
+        profile=stack.enter_context(contextlib.closing(Profile(folder, cfg.run.profile))),
         recorder=stack.enter_context(contextlib.closing(Recorder(folder, cfg, start))),
         progress=stack.enter_context(Progress(cfg.run.steps, start)),
     )
+
+
+def _newest_state(run: Run, checkpoints: Checkpoints) -> TrainState:
+    """The newest good checkpoint; the initial state if there is no checkpoint."""
+    fresh = run.initial_state()
+    return checkpoints.restore_latest(fresh) or fresh
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -91,20 +108,28 @@ class Trainer:
     Attributes:
       run: everything fixed.
       state: everything that changes.
+      ahead: collects the completions of each step.
       summary: what `summary.json` holds.
       folder: the run folder.
       stopping: says whether a signal has come.
       checkpoints: where states are saved.
+      began: clock at the beginning, in seconds.
+      compiled: what has been compiled since.
+      profile: traces the steps that are to be traced.
       recorder: writes metrics and samples, and sees what is wrong with them.
       progress: shows them.
     """
 
     run: Run
     state: TrainState
+    ahead: Ahead
     summary: dict[str, Any]
     folder: Path
     stopping: Stopping
     checkpoints: Checkpoints
+    began: float
+    compiled: Compilations
+    profile: Profile
     recorder: Recorder
     progress: Progress
 
@@ -122,10 +147,14 @@ class Trainer:
         if start:
             self.progress.say(f"continuing {self.folder} after step {start} of {last}")
         try:
+            self._warm_up()
             if "eval_before" not in self.summary:
                 self._report("eval_before", "before training")
             while self._step < last:
                 self._advance()
+                if self._step == start + 1:
+                    ready_s = time.perf_counter() - self.began
+                    self.progress.say(f"first step done after {ready_s:.1f} s: {self.compiled}")
             if start < last or "eval_after" not in self.summary:
                 self._save()
                 self._report("eval_after", "after training", steps=last)
@@ -135,16 +164,35 @@ class Trainer:
             raise
         return self.summary
 
+    def _warm_up(self) -> None:
+        """Compiles ahead, if there are steps to come and `run.compile_ahead` says so."""
+        wanted, is_cpu = self.run.cfg.run.compile_ahead, jax.default_backend() == "cpu"
+        if self._step < self.run.cfg.run.steps and (
+            wanted == "on" or (wanted == "auto" and not is_cpu)
+        ):
+            with self.stopping.interruptible():
+                warm_up(self.run, self.state, self.progress.say)
+
     def _advance(self) -> None:
         """Makes one step: a line per stage."""
         run, cfg, step, begin = self.run, self.run.cfg, self._step, time.perf_counter()
+        compiled_s = self.compiled.seconds
+        self.profile.begin(step)
         with self.stopping.interruptible():
-            collected = run.collector.collect(self.state.params, step, int(self.state.cursor))
+            params, cursor = sampling_params(self.state), int(self.state.cursor)
+            strategy, roles = self.state.strategy, role_params(self.state)
+            collected = self.ahead.collect(params, step, cursor, strategy, roles)
         for news in self.recorder.failures(step, collected.scores):
             self.progress.say(news)
-        self.state, batch, learned = learn(run, self.state, step, collected)
+        next_sampler = self._begin_next(step, collected.cursor)
+        with self.ahead.turn:
+            self.state, batch, learned = learn(run, self.state, step, collected)
+        self.state = dataclasses.replace(self.state, aux=self.state.aux | next_sampler)
         metrics = step_metrics(cfg, step, collected, batch, learned)
+        metrics["time/compile_s"] = self.compiled.seconds - compiled_s
         metrics |= whole_step(metrics, time.perf_counter() - begin)
+        for news in self.profile.end(step, metrics):
+            self.progress.say(news)
         metrics |= self._evaluate_if_due()
         for broken in broken_invariants(cfg, metrics):
             self.progress.say(broken)
@@ -156,6 +204,15 @@ class Trainer:
             self._diverged()
         elif cfg.checkpoint.every and self._step % cfg.checkpoint.every == 0:
             self._save()
+
+    def _begin_next(self, step: int, cursor: int) -> dict[str, Any]:
+        """With `rollout.lag` begins the next step; what the state has to remember of it."""
+        if not self.run.cfg.rollout.lag:
+            return {}
+        params = jax.tree.map(jnp.copy, self.state.params)
+        if step + 1 < self.run.cfg.run.steps:
+            self.ahead.begin(params, step + 1, cursor)
+        return {SAMPLER: params}
 
     def _save(self) -> None:
         """Saves the state, unless its last updates were skipped: a checkpoint is a good state."""
@@ -179,8 +236,7 @@ class Trainer:
             done.append(this)
             write_summary(self.folder, self.summary)
         self.checkpoints.wait()
-        fresh = self.run.initial_state()
-        good = self.checkpoints.restore_latest(fresh) or fresh
+        good = _newest_state(self.run, self.checkpoints)
         self.state = dataclasses.replace(good, cursor=cursor)
         self.recorder.resume(self._step)
         self.progress.say(f"step {step}: diverged; going on from step {self._step}, new prompts")
@@ -193,14 +249,17 @@ class Trainer:
         return self._evaluate().metrics()
 
     def _evaluate(self) -> EvalReport:
+        self.ahead.wait()
         key = named_key(self.run.root, self._step, "eval")
         return self.run.evaluator.evaluate(self.state.params, key)
 
-    def _report(self, name: str, when: str, **facts: int) -> None:
+    def _report(self, name: str, when: str, **facts: Any) -> None:
         """Evaluates and puts the report into the summary."""
         with self.stopping.interruptible():
             report = self._evaluate()
         correct = f"{report.greedy_accuracy:.1%} of {report.num_prompts} held-out prompts correct"
         self.progress.say(f"{when}: {correct} (greedy), {report.length_mean:.1f} tokens")
+        with self.stopping.interruptible():
+            facts |= self.run.report_beside(self.state, self.folder, name)
         self.summary |= facts | {name: report.to_json()}
         write_summary(self.folder, self.summary)

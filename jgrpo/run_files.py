@@ -36,6 +36,14 @@ class Sample:
       reward: weighted sum of the rewards.
       advantage: advantage of the completion; None if the step trained without it.
       finished: whether the completion ended itself.
+      injected: tokens of it that the policy did not draw.
+      round: number of the round that drew it, from 1.
+      level: which hint, draft or skill (its number in the cache) the prompt held that it was
+        sampled under; 0: none.
+      context: that prompt, if it is not `prompt`.
+      replaced: whether it stands where another had been drawn.
+      replayed: whether an earlier step has drawn it, with the log-probs that stand here.
+      role: who drew it: a role of the plan, whose reward is what the plan pays; "": the policy.
     """
 
     step: int
@@ -50,6 +58,13 @@ class Sample:
     reward: float
     advantage: float | None
     finished: bool
+    injected: int = 0
+    round: int = 1
+    level: int = 0
+    context: str | None = None
+    replaced: bool = False
+    replayed: bool = False
+    role: str = ""
 
 
 class StepLog:
@@ -147,17 +162,22 @@ class MetricsFile(StepLog):
         """Nothing is read or written yet."""
         super().__init__(run_dir / "metrics.jsonl")
 
-    def add(self, step: int, metrics: Mapping[str, Number]) -> None:
+    def add(self, step: int, metrics: Mapping[str, Number]) -> dict[str, Any]:
         """Appends the line of a step, as `write` does.
 
         Args:
           step: number of the step, from 0.
           metrics: scalars by name; every name must have a row in `METRICS`.
 
+        Returns:
+          The metrics as they were written.
+
         Raises:
           ValueError: for a name without a row, or a value that is not a scalar.
         """
-        self.write(step, [plain_metrics(metrics)])
+        row = plain_metrics(metrics)
+        self.write(step, [row])
+        return row
 
 
 class SamplesWriter:

@@ -7,6 +7,7 @@ checkpoint before: since a step is a function of config and state, nothing but t
 """
 
 import contextlib
+import gc
 import os
 import select
 import signal
@@ -19,6 +20,7 @@ from types import FrameType
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _REPEAT_S = 1.0  # schedulers signal a process and its parent, which passes it on: one request
+_RETRY_S = 0.02  # after a moment in which nothing could be raised
 
 EXIT_CODES = {"SIGTERM": 75, "SIGINT": 130}
 """Exit code of a run that was asked to stop and has saved, by signal. 75 is `EX_TEMPFAIL`: the
@@ -72,6 +74,9 @@ class Stopping:
         self._restore.callback(signal.set_wakeup_fd, previous)
         for number in _SIGNALS:
             self._restore.callback(signal.signal, number, signal.signal(number, self._handle))
+        previous = signal.signal(signal.SIGALRM, self._unwind)
+        self._restore.callback(signal.signal, signal.SIGALRM, previous)
+        self._restore.callback(signal.setitimer, signal.ITIMER_REAL, 0)
         threading.Thread(target=self._watch, args=(ours,), name="stopping", daemon=True).start()
         return self
 
@@ -93,9 +98,18 @@ class Stopping:
         finally:
             self._may_unwind = False
 
-    def _handle(self, number: int, _: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         first, self.requested = not self.requested, signal.Signals(number).name
-        if first and self._may_unwind:
+        if first:
+            self._unwind(number, frame)
+
+    def _unwind(self, _: int, frame: FrameType | None) -> None:
+        """Leaves interruptible work; a moment later if Python would drop the exception now."""
+        if not self._may_unwind:
+            return
+        if _is_dropped(frame):
+            signal.setitimer(signal.ITIMER_REAL, _RETRY_S)
+        else:
             raise StopRequested
 
     def _watch(self, wakeups: socket.socket) -> None:
@@ -121,6 +135,19 @@ class Stopping:
             if number is not None and now > first + _REPEAT_S:
                 return number
         return None
+
+
+def _is_dropped(frame: FrameType | None) -> bool:
+    """True inside a finalizer or a callback of the garbage collector (jax has one).
+
+    Python prints what is raised there and goes on.
+    """
+    callbacks = {getattr(callback, "__code__", None) for callback in gc.callbacks}
+    while frame is not None:
+        if frame.f_code.co_name == "__del__" or frame.f_code in callbacks:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _next_signal(wakeups: socket.socket, timeout_s: float | None) -> int | None:

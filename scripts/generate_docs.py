@@ -32,6 +32,33 @@ the keys below changes fields of that row, and so does `method.clip_low=0.1` on 
 Where a key is left out, the row decides.
 """
 
+_LEFT_OUT = """
+## Left out
+
+jgrpo trains language models that emit tokens, left to right. These titles of its founding list are
+something else, so that no row stands for them:
+
+| title | why it is not here |
+|---|---|
+| G²RPO: Granular GRPO for flow models | image flow model; its actions are denoising steps |
+| One Step is Enough: ride-sharing dispatch | small networks of many agents, no language model |
+| Pref-GRPO | image generation; a pairwise win rate can be written as a reward |
+| Real-time long-horizon air quality forecasting | a forecasting model without tokens |
+| MSWEP V3 precipitation | a weather data product, nothing is trained by rewards |
+| Custom rewards for job-application evaluation | an application; rewards are `reward.functions` |
+| Queries, Representation & Detection | identifies models, trains none |
+| BEE: metric-adapted explanations | attributions of vision models, no policy |
+| Benchmarking Neural Network Training Algorithms | compares optimizers |
+| DenseGRPO | image flow model |
+| Graph-GRPO | a policy over the edges of a communication graph |
+| Co-GRPO | masked diffusion: tokens are unmasked in an order that is learned too |
+| PANGAEA: geospatial foundation models | a benchmark of encoders |
+
+Others bring no rule of their own and are a configuration of what is here: GRIT (grpo with a reward
+for format and grounding), GroupRank (a ranking metric as the reward), multi-objective alignment
+(`multi_objective_grpo`).
+"""
+
 
 def field_docs(cls: type) -> dict[str, str]:
     """Returns the string under each field of a dataclass; fields without one are absent."""
@@ -102,7 +129,7 @@ def _default(field: dataclasses.Field) -> str:
 def _methods_page() -> str:
     from jgrpo.algo.describe import methods_page
 
-    return methods_page()
+    return methods_page() + _LEFT_OUT
 
 
 def _metrics_page() -> str:

@@ -5,6 +5,9 @@ taken by complex steps, so that stop-gradients are explicit. The advantages of s
 `oracles_family.py`.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 
 from jgrpo.algo import Method
@@ -74,9 +77,44 @@ def token_weights(m: Method, mask):
 
 
 # Gradients by complex steps: f(x + ih) = f(x) + ih f'(x) exactly, for h so small that h^2 is 0. A
-# stop-gradient takes the real part, and comparisons are made on real parts.
+# stop-gradient takes the real part, and comparisons are made on real parts. For finite differences
+# a stop-gradient is held at the value that it had when the loss was first computed.
 
 H = 1e-100
+_HELD: list[float] | None = None
+_PLACE = 0
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Inside, the first `policy_value` sets the values of all stop-gradients for the others."""
+    global _HELD
+    _HELD = []
+    try:
+        yield
+    finally:
+        _HELD = None
+
+
+def stopped(x):
+    """The value without gradient."""
+    global _PLACE
+    if _HELD is None:
+        return x.real
+    if len(_HELD) == _PLACE:
+        _HELD.append(x.real)
+    _PLACE += 1
+    return _HELD[_PLACE - 1]
+
+
+def policy_value(m: Method, logp, old, mask, per_token, ref, segments, behavior):
+    """The loss alone, of log-probs in float64."""
+    global _PLACE
+    _PLACE = 0
+    arrays = (logp, old, per_token, ref, token_weights(m, mask), segments, behavior, mask)
+    filled = [i for i in range(mask.shape[0]) if mask[i].any()]
+    lists = [[[np.float64(y) for y in x[i][mask[i]]] for x in arrays] for i in filled]
+    return sum(row_loss(m, *row) for row in lists)
 
 
 def clamp(x, low, high):
@@ -92,9 +130,10 @@ def levels(m: Method, d, lp, segments):
     if m.level == "sequence":
         return [sum(d) / number] * number
     if m.level == "sequence_token":
-        return [(sum(d) / number).real + x - x.real for x in lp]
+        mean = stopped(sum(d) / number)
+        return [mean + x - stopped(x) for x in lp]
     if m.level == "sequence_sum":
-        return [clamp(sum(d).real, -20.0, 20.0)] * number
+        return [clamp(stopped(sum(d)), -20.0, 20.0)] * number
     if m.level == "segment":
         items = [[d[s] for s in range(number) if segments[s] == segments[t]] for t in range(number)]
         means = [sum(item) / len(item) for item in items]
@@ -102,9 +141,9 @@ def levels(m: Method, d, lp, segments):
     assert m.level in ("prefix_sum", "prefix_mean")
     out = []
     for t in range(number):
-        value = sum(x.real for x in d[: t + 1])
+        value = stopped(sum(d[: t + 1]))
         value /= 1 if m.level == "prefix_sum" else t + 1
-        out.append(10.0 if value > 10 else value + lp[t] - lp[t].real)
+        out.append(10.0 if value > 10 else value + lp[t] - stopped(lp[t]))
     return out
 
 
@@ -128,7 +167,7 @@ def surrogates(m: Method, level, advantage, lp):
         elif m.trust == "linear":
             phi = a * x
         elif m.trust == "cispo":
-            phi = clamp(rho.real, 1 - m.clip_low, 1 + m.clip_high) * a * x
+            phi = clamp(stopped(rho), 1 - m.clip_low, 1 + m.clip_high) * a * x
         elif m.trust == "sapo":
             tau = m.tau_pos if a > 0 else m.tau_neg
             away = tau * (rho - 1)
@@ -138,7 +177,7 @@ def surrogates(m: Method, level, advantage, lp):
             k, lam = (m.vespo_k_pos, m.vespo_lambda_pos)
             if a < 0:
                 k, lam = (m.vespo_k_neg, m.vespo_lambda_neg)
-            phi = np.exp(k * ell.real + lam * (1 - rho.real)) * a * x
+            phi = np.exp(k * stopped(ell) + lam * (1 - stopped(rho))) * a * x
         elif m.trust == "ctpo":
             q = (t + 1) ** m.clip_ratio_la_power
             low, high = np.exp(-m.la_clip_low * q), np.exp(m.la_clip_high * q)
@@ -155,27 +194,39 @@ def surrogates(m: Method, level, advantage, lp):
     return out
 
 
-def vetoes(m: Method, d, mismatch, advantage):
-    """V of each token; lists over the trained tokens of one row."""
-    ratio = [np.exp(x.real) for x in d]
+def vetoes(m: Method, d, mismatch, advantage, entropy_mask):
+    """V times c of each token; lists over the trained tokens of one row."""
+    ratio = [np.exp(stopped(x)) for x in d]
     out = []
     for t, a in enumerate(advantage):
         above = m.trigger_high if m.trigger_high > 0 else np.inf
         triggered = any(r < m.trigger_low or r > above for r in ratio[:t])
-        drift = -sum(x.real for x in d) / len(d)
+        drift = -stopped(sum(d)) / len(d)
         weight = np.exp(mismatch[t])
         whole = np.exp(clamp(sum(mismatch), -20.0, 20.0))
-        out.append(
-            {
-                "none": 1.0,
-                "suffix": 0.0 if a < 0 and triggered else 1.0,
-                "off_policy_row": 1.0 if a >= 0 or drift <= m.off_policy_delta else 0.0,
-                "is_token": min(max(weight, m.is_low), m.is_high),
-                "is_mask": weight if m.is_low <= weight <= m.is_high else 0.0,
-                "is_sequence": min(max(whole, m.is_low), m.is_high),
-            }[m.veto]
-        )
+        veto = {
+            "none": 1.0,
+            "suffix": 0.0 if a < 0 and triggered else 1.0,
+            "off_policy_row": 1.0 if a >= 0 or drift <= m.off_policy_delta else 0.0,
+            "top_entropy": entropy_mask[t],
+        }[m.veto]
+        correction = {
+            "none": 1.0,
+            "is_token": min(max(weight, m.is_low), m.is_high),
+            "is_mask": weight if m.is_low <= weight <= m.is_high else 0.0,
+            "is_sequence": min(max(whole, m.is_low), m.is_high),
+        }[m.correction]
+        out.append(veto * correction)
     return out
+
+
+def top_entropy(m: Method, entropy, mask):
+    """Tokens at or above numpy's own quantile of the trained tokens."""
+    trained = entropy[mask].astype(np.float64)
+    if trained.size == 0:
+        return np.zeros(mask.shape, bool)
+    threshold = np.quantile(trained, 1 - m.top_entropy_quantile)
+    return mask & (entropy >= threshold - 1e-6)
 
 
 def penalties(m: Method, lp, ref):
@@ -185,35 +236,51 @@ def penalties(m: Method, lp, ref):
         u = clamp(x - r, -20.0, 20.0)
         k2 = u * u / 2
         k3 = np.exp(-u) + u - 1
-        choices = {"none": 0.0, "k1": u, "k2": k2, "k3": k3, "k3_plus": k3.real + k2 - k2.real}
+        choices = {
+            "none": 0.0,
+            "k1": u,
+            "k2": k2,
+            "k3": k3,
+            "k3_plus": stopped(k3) + k2 - stopped(k2),
+        }
         out.append(choices[m.penalty])
     return out
 
 
-def row_loss(m: Method, lp, old, advantage, ref, weights, segments, behavior):
+def row_loss(m: Method, lp, old, advantage, ref, weights, segments, behavior, entropy_mask):
     """The part of the loss that one row makes; lists over its trained tokens."""
     d = [clamp(x - y, -20.0, 20.0) for x, y in zip(lp, old, strict=True)]
     mismatch = [clamp(x - y, -20.0, 20.0) for x, y in zip(old, behavior, strict=True)]
     phi = surrogates(m, levels(m, d, lp, segments), advantage, lp)
-    v = vetoes(m, d, mismatch, advantage)
+    v = vetoes(m, d, mismatch, advantage, entropy_mask)
     kappa = penalties(m, lp, ref)
     beta = m.kl_coef if m.kl_in == "loss" else 0.0
     return sum(w * (-a * b + beta * c) for w, a, b, c in zip(weights, v, phi, kappa, strict=True))
 
 
 def policy_loss(
-    m: Method, logp, old_logp, mask, per_token, ref_logp=None, segments=None, behavior_logp=None
+    m: Method,
+    logp,
+    old_logp,
+    mask,
+    per_token,
+    ref_logp=None,
+    segments=None,
+    behavior_logp=None,
+    entropy_mask=None,
 ):
     """Loss and its gradient by logp; `per_token` are advantages [B, T]."""
     weights = token_weights(m, mask)
     ref_logp = old_logp if ref_logp is None else ref_logp
     behavior_logp = old_logp if behavior_logp is None else behavior_logp
     segments = np.zeros(mask.shape, int) if segments is None else segments
+    marked = np.ones(mask.shape) if entropy_mask is None else entropy_mask
     loss, gradient = 0.0, np.zeros(mask.shape)
     for i in range(mask.shape[0]):
         tokens = [t for t in range(mask.shape[1]) if mask[i, t]]
         pick = lambda x, i=i, tokens=tokens: [float(x[i, t]) for t in tokens]  # noqa: E731
-        rest = [pick(x) for x in (old_logp, per_token, ref_logp, weights, segments, behavior_logp)]
+        rest = [old_logp, per_token, ref_logp, weights, segments, behavior_logp, marked]
+        rest = [pick(x) for x in rest]
         for k, t in enumerate(tokens):
             lp = [complex(x, H * (s == k)) for s, x in enumerate(pick(logp))]
             part = complex(row_loss(m, lp, *rest))

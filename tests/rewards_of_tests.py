@@ -7,3 +7,8 @@ def poisoned(prompts, completions, poison):
         (1e30 if len(text) % 2 else -1e30) if prompt == poison else float(len(text) % 5)
         for prompt, text in zip(prompts, completions, strict=True)
     ]
+
+
+def mixed(completions, **columns):
+    """Something that differs between completions of any model."""
+    return [float(len(text) % 5) for text in completions]

@@ -51,8 +51,30 @@ check_settings() { # dies unless name, zone and project are known, and gcloud ca
   [[ -n $ZONE ]] || missing="$missing ZONE (--zone)"
   [[ -n $PROJECT ]] || missing="$missing PROJECT (--project)"
   [[ -z $missing ]] || die "not set:$missing; export the variable or give the flag"
-  [[ $dry_run == yes ]] || command -v gcloud >/dev/null ||
-    fail "gcloud is not installed; see https://cloud.google.com/sdk/docs/install, or use --dry-run"
+  needs_tool gcloud https://cloud.google.com/sdk/docs/install
+}
+
+needs_tool() { # needs_tool PROGRAM URL: fails unless it can be called, or nothing will be
+  [[ $dry_run == yes ]] || command -v "$1" >/dev/null ||
+    fail "$1 is not installed; see $2, or use --dry-run"
+}
+
+chips_of() { # chips_of TYPE: prints how many chips it has; nothing if that is not known
+  if [[ $1 =~ ^(v5litepod|v6e)-([0-9]+)$ ]]; then
+    printf '%s' "${BASH_REMATCH[2]}"
+  elif [[ $1 =~ ^(v2|v3|v4|v5p)-([0-9]+)$ ]]; then # these count cores, two a chip
+    printf '%s' "$((BASH_REMATCH[2] / 2))"
+  fi
+}
+
+runtime_of() { # runtime_of TYPE: prints its TPU software version; nothing if none is known
+  # https://cloud.google.com/tpu/docs/runtimes
+  case $1 in
+    v6e-*) printf 'v2-alpha-tpuv6e' ;;
+    v5p-*) printf 'v2-alpha-tpuv5' ;;
+    v5litepod-*) printf 'v2-alpha-tpuv5-lite' ;;
+    v2-* | v3-* | v4-*) printf 'tpu-ubuntu2204-base' ;;
+  esac
 }
 
 quote() { # quote WORD: prints the word so that a shell reads it back as it is

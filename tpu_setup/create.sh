@@ -60,16 +60,9 @@ while (($#)); do
 done
 [[ $wait_minutes =~ ^[0-9]+$ ]] || die "--wait must be a number of minutes, got '$wait_minutes'"
 [[ -n $ACCELERATOR_TYPE ]] || die "ACCELERATOR_TYPE is empty; give --type, such as v5litepod-8"
-if [[ -z $RUNTIME_VERSION ]]; then
-  # https://cloud.google.com/tpu/docs/runtimes
-  case $ACCELERATOR_TYPE in
-    v6e-*) RUNTIME_VERSION=v2-alpha-tpuv6e ;;
-    v5p-*) RUNTIME_VERSION=v2-alpha-tpuv5 ;;
-    v5litepod-*) RUNTIME_VERSION=v2-alpha-tpuv5-lite ;;
-    v2-* | v3-* | v4-*) RUNTIME_VERSION=tpu-ubuntu2204-base ;;
-    *) die "no runtime version is known for '$ACCELERATOR_TYPE'; give --runtime" ;;
-  esac
-fi
+[[ -n $RUNTIME_VERSION ]] || RUNTIME_VERSION=$(runtime_of "$ACCELERATOR_TYPE")
+[[ -n $RUNTIME_VERSION ]] ||
+  die "no runtime version is known for '$ACCELERATOR_TYPE'; give --runtime"
 check_settings
 
 explain_state() { # says what the state means; fails if there will never be a TPU

@@ -4,7 +4,9 @@ set -euo pipefail
 # shellcheck source=tpu_setup/_common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
 
+ACCELERATOR_TYPE=${ACCELERATOR_TYPE-}
 action=start
+preflight=yes
 
 usage() {
   cat <<'TEXT'
@@ -15,11 +17,17 @@ Starts COMMAND in ~/jgrpo on every worker, in a tmux session named jgrpo that ou
 connection; output is added to ~/jgrpo-logs/run.log (logs.sh shows it). One command at a time: the
 same one is not started twice, another one is refused.
 
-COST: the TPU is billed after COMMAND has ended too, until delete.sh.
+First all workers together check chips, memory, network, clocks, disks and versions; if a check
+fails, the worker is named and nothing is started.
+
+COST: the TPU is billed after COMMAND has ended too, and while nothing runs, until delete.sh.
 
   --name NAME        TPU_NAME
   --zone ZONE        ZONE
   --project PROJECT  PROJECT
+  --type TYPE        ACCELERATOR_TYPE  what the preflight expects; default: any number of chips, if
+                     all workers have as many
+  --no-preflight     start without the checks
   --stop             interrupt the command, as Ctrl-C would
   --dry-run          print the gcloud command and run nothing
   --help             this text
@@ -37,6 +45,15 @@ while (($#)); do
     --stop)
       action=stop
       shift
+      ;;
+    --no-preflight)
+      preflight=no
+      shift
+      ;;
+    --type)
+      needs_value "$@"
+      ACCELERATOR_TYPE=$2
+      shift 2
       ;;
     *)
       common_flag "$@"
@@ -58,6 +75,21 @@ fi'
 fi
 (($#)) || die "no command; write it after --, see $script --help"
 
+check=""
+if [[ $preflight == yes ]]; then
+  arguments=(.venv/bin/python -m jgrpo.parallel.preflight)
+  chips=$(chips_of "$ACCELERATOR_TYPE")
+  [[ -z $chips ]] || arguments+=(--chips "$chips")
+  for word in "$@"; do
+    [[ $word != run.dir=* ]] || arguments+=(--dir "${word#run.dir=}")
+  done
+  check="
+$(quoted "${arguments[@]}") || {
+  echo \"\$(hostname): the preflight failed, nothing was started; --no-preflight leaves it out\" >&2
+  exit 1
+}"
+fi
+
 # The log gets the command between a line that says when it began and one that says how it ended.
 # shellcheck disable=SC2016 # for the shell of the worker
 session='trap : INT
@@ -73,7 +105,7 @@ if tmux has-session -t =jgrpo 2>/dev/null; then
   if [ \"\$running\" = \"\$command\" ]; then echo \"\$(hostname): is running already\"; exit 0; fi
   echo \"\$(hostname): another command is running: \$running; run.sh --stop ends it\" >&2
   exit 1
-fi
+fi$check
 mkdir -p ~/jgrpo-logs
 printf '%s\\n' \"\$command\" >~/jgrpo-logs/command
 tmux new-session -d -s jgrpo bash -c $(quote "$session")

@@ -19,15 +19,21 @@ Usable alone, in any training loop, jitted or not:
 """
 
 from jgrpo.algo.advantages import advantages
-from jgrpo.algo.allocation import Estimates, allocation
+from jgrpo.algo.allocation import Estimates, allocation, sequential, tracked_estimates
 from jgrpo.algo.choice import Choice
 from jgrpo.algo.constraints import constraint_scale
+from jgrpo.algo.drawing import draw, known, rarity
 from jgrpo.algo.late import coupled_advantages, late_advantages, uncoupled
 from jgrpo.algo.loss import policy_loss
 from jgrpo.algo.meta import meta_rewards
 from jgrpo.algo.methods import METHODS, Method, method
+from jgrpo.algo.penalties import sequence_kl
+from jgrpo.algo.plans import Guidance, next_guidance, plan
 from jgrpo.algo.record import Advantages
+from jgrpo.algo.refilling import is_repeat, refill, task_value
+from jgrpo.algo.replaying import admitted, all_right, replay
 from jgrpo.algo.returns import gae, value_loss
+from jgrpo.algo.rounds import Finished, Plan, Ratio, Round, Seen, Want
 from jgrpo.algo.sampling import (
     dynamic_keep,
     opposite_pair,
@@ -37,6 +43,7 @@ from jgrpo.algo.sampling import (
 from jgrpo.algo.side import Side
 from jgrpo.algo.slots import needs
 from jgrpo.algo.trackers import init_state
+from jgrpo.algo.vetoes import top_entropy
 from jgrpo.algo.weights import token_weights
 
 __all__ = [
@@ -44,23 +51,45 @@ __all__ = [
     "Advantages",
     "Choice",
     "Estimates",
+    "Finished",
+    "Guidance",
     "Method",
+    "Plan",
+    "Ratio",
+    "Round",
+    "Seen",
     "Side",
+    "Want",
+    "admitted",
     "advantages",
+    "all_right",
     "allocation",
     "constraint_scale",
     "coupled_advantages",
+    "draw",
     "dynamic_keep",
     "gae",
     "init_state",
+    "is_repeat",
+    "known",
     "late_advantages",
     "meta_rewards",
     "method",
     "needs",
+    "next_guidance",
     "opposite_pair",
+    "plan",
     "policy_loss",
     "predicted_trivial",
+    "rarity",
+    "refill",
+    "replay",
+    "sequence_kl",
+    "sequential",
+    "task_value",
     "token_weights",
+    "top_entropy",
+    "tracked_estimates",
     "uncertainty_weights",
     "uncoupled",
     "value_loss",

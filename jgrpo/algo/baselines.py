@@ -21,7 +21,7 @@ from jgrpo.algo.statistics import (
     deviations_from,
     lower_median,
 )
-from jgrpo.algo.trackers import BetaTracker
+from jgrpo.algo.trackers import BetaTracker, of_kind
 
 # (m, rewards, side, state) -> rewards less their baseline
 Base: TypeAlias = Callable[[Method, Float[Array, "P G"], Side, PyTree], Float[Array, "P G"]]
@@ -197,11 +197,7 @@ def tracker_mean(
       SPO, arXiv:2509.13232. Departs: none.
     """
     ids = jnp.asarray(required(side.prompt_ids, "prompt_ids", m))
-    if not isinstance(state, BetaTracker):
-        raise ValueError(
-            f"method {m.name!r} keeps state: pass state=algo.init_state(m, num_prompts=...), "
-            f"got {type(state).__name__}"
-        )
+    state = of_kind(m, state, BetaTracker)
     value = (state.alpha / (state.alpha + state.beta))[ids]
     valid = jnp.asarray(required(side.valid, "valid", m))
     return jnp.where(valid, rewards - value[:, None], 0.0)
@@ -213,7 +209,7 @@ def prior_mean(
     """Subtracts the group's mean, shrunk towards the prompt's predicted value.
 
     gap = max(0, (mean - V)^2 - s / n), weight = gap / (gap + s / n) of the mean and the rest of V,
-    with n valid rows and s = `prior_noise`.
+    with n valid rows and s = `prior_noise`. Where V is nan, the mean alone is the baseline.
 
     Raises:
       ValueError: if `prior` is missing.
@@ -226,6 +222,7 @@ def prior_mean(
     size = jnp.maximum(count(valid), 1.0)
     mean = jnp.sum(jnp.where(valid, rewards, 0.0), axis=1, keepdims=True) / size
     noise = m.prior_noise / size
+    prior = jnp.where(jnp.isnan(prior), mean, prior)
     gap = jnp.maximum(jnp.square(mean - prior) - noise, 0.0)
     weight = gap / jnp.where(gap + noise > 0, gap + noise, 1.0)
     return jnp.where(valid, rewards - (prior + weight * (mean - prior)), 0.0)

@@ -90,7 +90,9 @@ def _value_problem(
         return None
     if ":" in value:
         return outside_problem(field, value)
-    return f"unknown {value!r}{suggestion(value, slots[field])}"
+    others = [slot for slot, names in slots.items() if value in names]
+    elsewhere = f"; {value!r} is a choice of {others[0]!r}" if others else ""
+    return f"unknown {value!r}{elsewhere or suggestion(value, slots[field])}"
 
 
 def _number_problem(value: object, kind: Declared) -> str | None:
@@ -130,6 +132,8 @@ _TOGETHER = (
     ("base", "tracker", "tracker", ("beta",)),
     ("combine", "multipliers", "tracker", ("multipliers",)),
     ("tracker", "multipliers", "combine", ("multipliers",)),
+    ("plan", "replay", "replay", ("buckets",)),
+    ("replay", "buckets", "plan", ("replay",)),
 )
 COUPLED = ("disco", "disco_b", "disco_ratio", "drpo", "regression")
 
@@ -138,11 +142,6 @@ def _contradictions(values: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     for (slot, choice), (constant, advice) in _REQUIRED.items():
         if values.get(slot) == choice and values.get(constant) == 0:
             yield constant, f"must be at least 1 with {slot} {choice!r}, got 0; {advice}"
-    penalty = values.get("penalty")
-    in_reward = values.get("kl_in") in ("reward", "token_reward")
-    if in_reward and penalty not in ("k1", "none", None):
-        where = values["kl_in"]
-        yield "penalty", f"must be 'k1' or 'none' with kl_in {where!r}, got {penalty!r}"
     for slot, choice, other, allowed in _TOGETHER:
         got = values.get(other, allowed[0])
         # A function of the user's own may do what the named choice does.
@@ -159,6 +158,12 @@ def _ranges(values: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     dual, high = values.get("dual_clip"), values.get("clip_high")
     if isinstance(dual, int | float) and isinstance(high, int | float) and 0 < dual <= 1 + high:
         yield "dual_clip", f"must be 0 (off) or above 1 + clip_high = {1 + high}, got {dual}"
+    least = values.get("rollouts_min", 2)
+    if values.get("allocate") == "xrpo" and isinstance(least, int) and least < 2:
+        yield "rollouts_min", f"must be at least 2 with allocate 'xrpo' (a deviation), got {least}"
+    calls, most = values.get("calls", 1), values.get("calls_max", 1)
+    if isinstance(calls, int) and isinstance(most, int) and most < calls:
+        yield "calls_max", f"must be at least calls = {calls}, got {most}"
     for low, high in (
         ("min_value", "max_value"),
         ("rollouts_min", "rollouts_max"),
@@ -168,3 +173,10 @@ def _ranges(values: Mapping[str, object]) -> Iterator[tuple[str, str]]:
         below, above = values.get(low), values.get(high)
         if isinstance(below, int | float) and isinstance(above, int | float) and above <= below:
             yield high, f"must be above {low} = {below}, got {above}"
+
+
+def refuse(name: str, found: Mapping[str, str]) -> None:
+    """Raises a ValueError that lists every problem of a method's fields, if there is one."""
+    if found:
+        listed = "; ".join(f"{field}: {problem}" for field, problem in found.items())
+        raise ValueError(f"method {name!r}: {listed}")

@@ -23,6 +23,7 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "level": ("log_ratio", "logp", "mask", "segments"),
     "trust": ("m", "level", "advantages", "logp", "mask"),
     "veto": ("m", "tokens"),
+    "correction": ("m", "tokens"),
     "weights": ("m", "mask", "lengths"),
     "penalty": ("log_ratio",),
     "bonus": ("m", "entropy"),
@@ -31,6 +32,14 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "tracker": ("m", "state", "rewards", "side"),
     "sampler": ("m", "outcomes", "valid"),
     "allocate": ("m", "estimates", "budget"),
+    "plan": ("m", "size", "prompts"),
+    "reshape": ("m", "ratio", "mask"),
+    "guidance": ("m", "guidance", "accuracy", "step", "steps"),
+    "control": ("m", "stage", "diversity", "step"),
+    "draw": ("m", "values", "seen", "key", "count"),
+    "refill": ("m", "rewards", "valid", "key"),
+    "row_mask": ("m", "side"),
+    "replay": ("m", "successes", "size", "key", "count"),
 }
 _TAKES_MORE = 0x04  # The flag of a code object whose function has *args.
 

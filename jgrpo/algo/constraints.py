@@ -14,6 +14,7 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float
 
 from jgrpo.algo.choice import Choice, chosen
+from jgrpo.algo.levels import token_log_ratio
 from jgrpo.algo.penalties import k3
 from jgrpo.algo.row import Method
 from jgrpo.types import AnyArray
@@ -22,7 +23,6 @@ from jgrpo.types import AnyArray
 Constraint: TypeAlias = Callable[[Method, Float[Array, "B T"]], Float[Array, "B T"]]
 # (m, entropy of each token) -> what is added to the surrogate
 Bonus: TypeAlias = Callable[[Method, Float[Array, "B T"]], Float[Array, "B T"]]
-_MAX_LOG_RATIO = 20.0
 
 
 def constraint_scale(
@@ -43,18 +43,38 @@ def constraint_scale(
     Returns:
       constraint_beta max(D - constraint_delta, 0); 0 without a constraint.
     """
+    return stop_gradient(hinge(m, drift(m, logp, old_logp=old_logp, mask=mask)))
+
+
+def drift(
+    m: Method,
+    logp: Float[AnyArray, "B T"],
+    *,
+    old_logp: Float[AnyArray, "B T"],
+    mask: Bool[AnyArray, "B T"],
+) -> Float[Array, ""]:
+    """The drift D of the policy from the old one: its constraint's mean over the trained tokens.
+
+    Args:
+      m: the method.
+      logp: log-probs (nats) under the policy; D may be differentiated by this.
+      old_logp: the same under the weights at the start of the step.
+      mask: True at trained tokens.
+
+    Returns:
+      D in nats per token; 0 without a constraint.
+    """
     steps = jnp.asarray(mask)
-    gap = jnp.asarray(logp).astype(jnp.float32) - jnp.asarray(old_logp).astype(jnp.float32)
-    log_ratio = jnp.clip(jnp.where(steps, gap, 0.0), -_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+    now, old = (jnp.where(steps, jnp.asarray(x).astype(jnp.float32), 0.0) for x in (logp, old_logp))
     share = steps.astype(jnp.float32)
     share = share / jnp.maximum(jnp.sum(share), 1.0)
-    drift = jnp.sum(share * chosen(CONSTRAINTS, m.constraint).function(m, log_ratio))
-    return stop_gradient(hinge(m, drift))
+    each = chosen(CONSTRAINTS, m.constraint).function(m, token_log_ratio(now, old))
+    return jnp.sum(share * each)
 
 
-def hinge(m: Method, drift: Float[Array, ""]) -> Float[Array, ""]:
-    """constraint_beta max(drift - constraint_delta, 0)."""
-    return m.constraint_beta * jnp.maximum(drift - m.constraint_delta, 0.0)
+def hinge(m: Method, drifted: Float[Array, ""]) -> Float[Array, ""]:
+    """constraint_beta max(drifted - constraint_delta, 0)."""
+    return m.constraint_beta * jnp.maximum(drifted - m.constraint_delta, 0.0)
 
 
 def unconstrained(m: Method, log_ratio: Float[Array, "B T"]) -> Float[Array, "B T"]:

@@ -8,32 +8,58 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jgrpo.algo.methods import METHODS, SLOTS, Constant, Method, method
-from jgrpo.algo.slots import TABLES, choices, constants, needs, penalised
+from jgrpo.algo.penalties import penalised
+from jgrpo.algo.slots import TABLES, choices, constants, needs
 
 # What `needs` names, as a sentence for the reader.
 NEEDS: Mapping[str, str] = {
     "ref_logp": "log-probs of the completions under a frozen reference policy",
     "behavior_logp": "the log-probs that the sampler drew the tokens at",
     "entropy": "the entropy of the policy before each token, with gradient",
+    "entropy_mask": "algo.top_entropy of the whole batch, from the entropies at the old weights",
     "segments": "the item that each token belongs to",
     "constraint_scale": "algo.constraint_scale of the whole batch, before every update",
     "late": "algo.late_advantages on the whole batch, before every update",
-    "sequence_kl": "the summed log-ratio of each completion to the reference policy",
+    "sequence_kl": "the penalty summed over each completion, from algo.sequence_kl",
     "token_kl": "the log-ratio of each token to the reference policy",
     "lengths": "the length of each completion and the length limit",
+    "step": "the number of the step",
     "mean_logp": "the mean log-prob of each completion",
     "mask": "which tokens are trained, when advantages are made",
     "tokens": "the token ids, when advantages are made",
     "values": "a critic's prediction before each token",
     "strata": "the stratum of each completion",
     "reference": "which rows are worked solutions",
+    "answer_logp": "the mean log-prob of each answer under the reference policy",
+    "moving_reference": "a reference policy that follows; training runs keep it",
+    "prefix_scores": "a preference model's score of every beginning of a completion",
+    "preference": "the training of a preference model; training runs do it",
     "prior": "the predicted mean reward of each prompt",
     "prompt_ids": "the number of each prompt in the data set",
     "drift": "how far the policy moved on the prompt's previous completion",
     "columns": "several rewards per completion, as columns",
     "state": "a state kept from step to step, from algo.init_state",
     "allocation": "groups whose sizes algo.allocation gives",
+    "pivot": "one completion more per prompt than are trained; training runs sample it",
     "solutions": "worked reference solutions in the data",
+    "guidance": "completions that begin as algo.plan says; training runs sample them",
+    "rounds": "completions drawn in rounds, as algo.plan says; training runs draw them",
+    "draw": "prompts that algo.draw chooses; training runs ask them",
+    "refill": "training on the groups that algo.refill chooses; training runs do",
+    "replay": "completions of earlier steps, as algo.replay says; training runs store them",
+    "predictions": "what predictions say, read by the plan; training runs read their JSON",
+    "experts": "the imitation of predictions that were put right; training runs do it",
+    "stops": "where a preference model ends completions, read by the plan; training runs ask it",
+    "control": "sampling, and log-probs, at the step's temperature; training runs do",
+    "rubric": "each completion's score by its prompt's criteria; training runs ask judge_rubric",
+    "calls": "answers by a policy of its own, and experts' words on them; training runs do it",
+    "hints": "hints by a policy of its own, as algo.plan says; training runs keep and train it",
+    "skills": "a library of skills, as algo.plan says; training runs choose from it and keep it",
+    "skilled": "which completions worked with a skill",
+    "truncated": "which completions the length limit cut off",
+    "non_incorrect": "which completions were not judged to be wrong",
+    "repeats": "which completions end by repeating themselves, from algo.is_repeat",
+    "chance": "a uniform draw for each completion",
 }
 SOURCES: Mapping[str, str] = {
     "policy": "completions are sampled from the policy",
@@ -48,11 +74,35 @@ KL_IN: Mapping[str, str] = {
 # Choices that do nothing, which a page leaves out.
 IDLE: Mapping[str, str] = {
     **dict.fromkeys(
-        ("shape", "combine", "post", "late", "veto", "penalty", "bonus", "constraint", "tracker"),
+        (
+            "shape",
+            "combine",
+            "post",
+            "late",
+            "veto",
+            "correction",
+            "penalty",
+            "bonus",
+            "constraint",
+            "tracker",
+            "reshape",
+            "aux",
+            "refill",
+            "row_mask",
+            "replay",
+        ),
         "none",
     ),
+    "draw": "order",
+    "control": "constant",
     "allocate": "uniform",
+    "plan": "uniform",
 }
+# Slots whose formula is a sentence.
+_PROSE = (
+    *("draw", "sampler", "allocate", "tracker", "plan", "control", "refill", "row_mask"),
+    "replay",
+)
 SYMBOLS = """\
 | symbol | meaning |
 |---|---|
@@ -67,7 +117,7 @@ SYMBOLS = """\
 | `m`, `n` | mask of trained tokens; their number in a completion |
 | `ell`, `rho` | log-ratio after the level is chosen; `exp(ell)` |
 | `sg(x)` | `x` without gradient |
-| `phi`, `v` | per-token surrogate, maximised; factor on it without gradient |
+| `phi`, `v`, `c` | per-token surrogate, maximised; veto and correction, factors without gradient |
 | `w` | weight of a token, over the whole batch of an update |
 | `G`, `B`, `B+` | completions per prompt; completions; completions with a trained token |"""
 INTRODUCTION = """\
@@ -159,14 +209,15 @@ def _changes(m: Method) -> Iterator[tuple[str, Constant]]:
 def _busy(m: Method) -> Iterator[tuple[str, str]]:
     """The slots that do something, in the order of the computation."""
     idle = {**IDLE, "sampler": "uniform", "source": "policy", "kl_in": "loss"}
-    for slot in ("source", *TABLES):
+    for slot in ("source", *choices(m)):
         if getattr(m, slot) != idle.get(slot):
             yield slot, getattr(m, slot)
 
 
 def _formulas(m: Method) -> list[str]:
     """The composition, one slot a line, with the slots that do nothing left out."""
-    policy = "-phi_it" if m.veto == "none" else "-v_it phi_it"
+    factors = {"v_it ": m.veto, "c_it ": m.correction}
+    policy = "-" + "".join(f for f, slot in factors.items() if slot != "none") + "phi_it"
     loss_kl = f" + {m.kl_coef} kappa_it" if penalised(m, "loss") else ""
     further = "" if m.constraint == "none" else " + C"
     lines = [f"loss = sum_it w_it ({policy}{loss_kl}){further}", ""]
@@ -178,7 +229,7 @@ def _formulas(m: Method) -> list[str]:
         texts["penalty"] += f", R'_i less {m.kl_coef} sum_t kappa_it"
     if penalised(m, "token_reward"):
         texts["penalty"] += f", {m.kl_coef} kappa_it less at each token"
-    for slot in ("source", *TABLES):
+    for slot in ("source", *choices(m)):
         if getattr(m, slot) != IDLE.get(slot):
             lines.append(f"{slot + ' ' + getattr(m, slot):<26}  {texts[slot]}")
     return lines
@@ -200,4 +251,4 @@ def _slot_text(slot: str, choice: str) -> str:
     if slot == "kl_in":
         return KL_IN[choice]
     formula = TABLES[slot][choice].formula
-    return formula if slot in ("sampler", "allocate", "tracker") else f"`{formula}`"
+    return formula if slot in _PROSE else f"`{formula}`"

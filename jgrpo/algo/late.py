@@ -16,12 +16,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jgrpo.algo.choice import Choice, chosen
-from jgrpo.algo.constraints import CONSTRAINTS, constraint_scale
+from jgrpo.algo.constraints import drift, hinge
+from jgrpo.algo.levels import token_log_ratio
 from jgrpo.algo.row import Method
 from jgrpo.algo.weights import token_weights
 from jgrpo.types import AnyArray
-
-_MAX_LOG_RATIO = 20.0
 
 
 class Scored(NamedTuple):
@@ -86,7 +85,7 @@ def late_advantages(
     shape = (*goals.shape, steps.shape[1])
 
     def loss(lp: Float[Array, "B T"]) -> Float[Array, ""]:
-        d = jnp.clip(lp - old, -_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+        d = token_log_ratio(lp, old)
         scored = Scored(lp.reshape(shape), d.reshape(shape), steps.reshape(shape))
         return chosen(LATES, m.late).function(m, scored, goals)
 
@@ -128,15 +127,10 @@ def coupled_advantages(
         )
     if m.constraint == "none":
         return values
-    factor = constraint_scale(m, logp, old_logp=old_logp, mask=steps)
-    share = steps.astype(jnp.float32) / jnp.maximum(jnp.sum(steps), 1)
-
-    def drift(lp: Float[Array, "B T"]) -> Float[Array, ""]:
-        gap = jnp.where(steps, lp - jnp.asarray(old_logp), 0.0)
-        d = jnp.clip(gap, -_MAX_LOG_RATIO, _MAX_LOG_RATIO)
-        return jnp.sum(share * chosen(CONSTRAINTS, m.constraint).function(m, d))
-
-    slope = factor * jax.grad(drift)(jnp.asarray(logp).astype(jnp.float32))
+    drifted, slope = jax.value_and_grad(lambda lp: drift(m, lp, old_logp=old_logp, mask=steps))(
+        jnp.asarray(logp).astype(jnp.float32)
+    )
+    slope = hinge(m, drifted) * slope
     trained = steps & (weight > 0)
     return values - jnp.where(trained, slope / jnp.where(trained, weight, 1.0), 0.0)
 

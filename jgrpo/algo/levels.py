@@ -16,7 +16,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jgrpo.algo.choice import Choice
 
-# Cap of the log-ratio of a prefix, and bound of that of a whole sequence (both grow with length).
+# Bound of the log-ratio of a token, cap of that of a prefix, and bound of that of a whole sequence
+# (the last two grow with length).
+MAX_LOG_RATIO = 20.0
 MAX_PREFIX_LOG_RATIO = 10.0
 MAX_SEQUENCE_LOG_RATIO = 20.0
 
@@ -24,6 +26,11 @@ Level: TypeAlias = Callable[
     [Float[Array, "B T"], Float[Array, "B T"], Bool[Array, "B T"], Int[Array, "B T"] | None],
     Float[Array, "B T"],
 ]
+
+
+def token_log_ratio(logp: Float[Array, "B T"], other: Float[Array, "B T"]) -> Float[Array, "B T"]:
+    """Difference logp - other (nats), clamped to [-20, 20] so that no exponential overflows."""
+    return jnp.clip(logp - other, -MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 def token(

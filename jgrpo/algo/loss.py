@@ -13,16 +13,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jgrpo.algo.choice import chosen
 from jgrpo.algo.constraints import BONUSES, CONSTRAINTS, hinge
-from jgrpo.algo.levels import LEVELS
-from jgrpo.algo.penalties import PENALTIES, k3
+from jgrpo.algo.corrections import CORRECTIONS
+from jgrpo.algo.levels import LEVELS, token_log_ratio
+from jgrpo.algo.penalties import PENALTIES, k3, penalised
+from jgrpo.algo.reshapes import RESHAPES
 from jgrpo.algo.row import Method
-from jgrpo.algo.slots import penalised
 from jgrpo.algo.trust import TRUSTS, Trusted
 from jgrpo.algo.vetoes import VETOES, Tokens
 from jgrpo.algo.weights import token_weights
 from jgrpo.types import AnyArray
-
-MAX_LOG_RATIO = 20.0
 
 
 def policy_loss(
@@ -39,11 +38,12 @@ def policy_loss(
     behavior_logp: Float[AnyArray, "B T"] | None = None,
     entropy: Float[AnyArray, "B T"] | None = None,
     constraint_scale: Float[AnyArray, ""] | None = None,
+    entropy_mask: Bool[AnyArray, "B T"] | None = None,
+    off_policy: Bool[AnyArray, "B T"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The sum over tokens of weight * (-veto * surrogate + kl_coef * penalty), to be minimised.
+    """Sum over tokens of weight * (-veto * correction * surrogate + kl_coef * penalty); minimise.
 
-    For a microbatch, pass its rows of the weights and token shares of the whole batch: losses,
-    gradients and metrics of the parts then add up exactly.
+    Microbatches add up exactly if they get their rows of the whole batch's weights and shares.
 
     Args:
       m: the method.
@@ -55,36 +55,69 @@ def policy_loss(
       weights: weight of each token; default `token_weights(m, mask)`.
       token_share: weight of each token in the metrics; default mask / number of tokens.
       segments: segment id of each token, for levels that compare segments.
-      behavior_logp: log-probs that the sampler drew the tokens at, for vetoes on the mismatch.
+      behavior_logp: log-probs that the sampler drew the tokens at, for a correction.
       entropy: of the policy before each token, in nats and with gradient, for an entropy bonus.
-      constraint_scale: what the function of that name gives for the whole batch; default: what it
-        gives for the tokens here, which is wrong for a microbatch.
+      constraint_scale: from the function of that name on the whole batch; default: on these rows.
+      entropy_mask: True at the tokens that `top_entropy` marks in the whole batch, for that veto.
+      off_policy: True at tokens that another law drew, whose log-prob `old_logp` is there.
 
     Returns:
-      The loss, and metrics without gradient. Metrics of microbatches combine by addition, those
-      whose name ends in `_max` by the maximum. `ratio/*` are of the level's ratio; `kl/old` is the
-      k3 estimate of KL(old || policy), `kl/ref` that of KL(policy || reference).
+      The loss, and metrics without gradient: of microbatches they add up (`_max`: the maximum).
+      `ratio/*` are of the level's ratio; `kl/*` are k3 estimates.
 
     Raises:
       ValueError: if a shape does not fit, or something the method needs is missing.
     """
     same = {"old_logp": old_logp, "mask": mask, "ref_logp": ref_logp, "weights": weights}
-    same |= {"token_share": token_share, "segments": segments, "behavior_logp": behavior_logp}
-    _check(m, logp, advantages, same | {"entropy": entropy})
+    same |= {"token_share": token_share, "entropy": entropy, "off_policy": off_policy}
+    tokens = {"segments": segments, "behavior_logp": behavior_logp, "entropy_mask": entropy_mask}
+    _check(m, logp, advantages, same | tokens)
     mask = jnp.asarray(mask)
     logp, old = _masked(logp, mask), _masked(old_logp, mask)
     weights = _masked(token_weights(m, mask) if weights is None else weights, mask)
     token_share = _masked(_equal_shares(mask) if token_share is None else token_share, mask)
-    facts = _facts(m, logp, old, mask, _per_token(advantages, mask), segments, behavior_logp)
-    trusted = chosen(TRUSTS, m.trust).function(m, facts.level, facts.advantages, logp, mask)
-    factor = stop_gradient(chosen(VETOES, m.veto).function(m, facts))
-    terms = {"loss/policy": -jnp.sum(weights * (factor * trusted.value))}
-    terms |= _further_terms(m, facts, weights, token_share, entropy, constraint_scale)
-    metrics = _ratio_metrics(m, facts, trusted, factor, token_share)
+    facts = _facts(m, logp, old, mask, _per_token(advantages, mask), **tokens)
+    facts, trusted = _surrogate(m, facts, logp, off_policy)
+    veto, correction = _factors(m, facts)
+    terms = {"loss/policy": -jnp.sum(weights * (veto * correction * trusted.value))}
     penalty, distance = _reference(m, logp, ref_logp, mask, weights, token_share)
-    terms, metrics = terms | penalty, metrics | distance
-    loss = sum(terms.values(), start=jnp.zeros((), jnp.float32))
-    return loss, {name: stop_gradient(x) for name, x in (metrics | terms).items()}
+    terms |= _further_terms(m, facts, weights, token_share, entropy, constraint_scale) | penalty
+    metrics = _ratio_metrics(m, facts, trusted, veto, correction, token_share) | distance | terms
+    return _total(terms), {name: stop_gradient(x) for name, x in metrics.items()}
+
+
+def _total(terms: Mapping[str, Float[Array, ""]]) -> Float[Array, ""]:
+    return sum(terms.values(), start=jnp.zeros((), jnp.float32))
+
+
+def _surrogate(
+    m: Method,
+    facts: Tokens,
+    logp: Float[Array, "B T"],
+    marked: Bool[AnyArray, "B T"] | None,
+) -> tuple[Tokens, Trusted]:
+    """The surrogate, with reshaped ratios of marked tokens in place of bounded ones.
+
+    These count as unmoved: metrics are of the other tokens.
+    """
+    arguments = (facts.level, facts.advantages, logp, facts.mask)
+    trusted = chosen(TRUSTS, m.trust).function(m, *arguments)
+    if marked is None:
+        return facts, trusted
+    off_policy = facts.mask & jnp.asarray(marked)
+    ratio = jnp.exp(jnp.where(off_policy, facts.log_ratio, 0.0))
+    reshaped = chosen(RESHAPES, m.reshape).function(m, ratio, off_policy)
+    value = jnp.where(off_policy, reshaped * facts.advantages, trusted.value)
+    still = lambda x: jnp.where(off_policy, 0.0, x)  # noqa: E731
+    facts = facts._replace(level=still(facts.level), log_ratio=still(facts.log_ratio))
+    return facts, Trusted(value, trusted.low & ~off_policy, trusted.high & ~off_policy)
+
+
+def _factors(m: Method, facts: Tokens) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """What the veto and the correction multiply the surrogate by, without gradient."""
+    veto = chosen(VETOES, m.veto).function(m, facts)
+    correction = chosen(CORRECTIONS, m.correction).function(m, facts)
+    return stop_gradient(veto), stop_gradient(correction)
 
 
 def _reference(
@@ -99,7 +132,7 @@ def _reference(
     none = {"loss/kl": jnp.zeros((), jnp.float32)}
     if ref_logp is None:
         return none, {}
-    to_ref = _log_ratio(logp, _masked(ref_logp, mask))
+    to_ref = token_log_ratio(logp, _masked(ref_logp, mask))
     distance = {"kl/ref": jnp.sum(token_share * k3(to_ref))}
     if not penalised(m, "loss"):
         return none, distance
@@ -136,27 +169,34 @@ def _facts(
     advantages: Float[Array, "B T"],
     segments: Int[AnyArray, "B T"] | None,
     behavior_logp: Float[AnyArray, "B T"] | None,
+    entropy_mask: Bool[AnyArray, "B T"] | None,
 ) -> Tokens:
     """Log-ratios of the tokens to the old policy, in the method's unit too, and to the sampler."""
-    log_ratio = _log_ratio(logp, old)
+    log_ratio = token_log_ratio(logp, old)
     ids = None if segments is None else jnp.asarray(segments)
     level = chosen(LEVELS, m.level).function(log_ratio, logp, mask, ids)
-    gap = None if behavior_logp is None else _log_ratio(old, _masked(behavior_logp, mask))
-    return Tokens(jnp.where(mask, level, 0.0), log_ratio, gap, advantages, mask)
+    gap = None if behavior_logp is None else token_log_ratio(old, _masked(behavior_logp, mask))
+    marked = None if entropy_mask is None else mask & jnp.asarray(entropy_mask)
+    return Tokens(jnp.where(mask, level, 0.0), log_ratio, gap, advantages, mask, marked)
 
 
 def _ratio_metrics(
     m: Method,
     facts: Tokens,
     trusted: Trusted,
-    factor: Float[Array, "B T"],
+    veto: Float[Array, "B T"],
+    correction: Float[Array, "B T"],
     token_share: Float[Array, "B T"],
 ) -> dict[str, Float[Array, ""]]:
     """How far the policy has moved, and how often a bound held it."""
     ratio = jnp.exp(facts.level)
     low = jnp.sum(jnp.where(trusted.low, token_share, 0.0))
     high = jnp.sum(jnp.where(trusted.high, token_share, 0.0))
-    vetoed = {} if m.veto == "none" else {"veto/factor_mean": jnp.sum(token_share * factor)}
+    means = {
+        f"{slot}/factor_mean": jnp.sum(token_share * factor)
+        for slot, factor in (("veto", veto), ("correction", correction))
+        if getattr(m, slot) != "none"
+    }
     return {
         "ratio/mean": jnp.sum(token_share * ratio),
         "ratio/clip_fraction": low + high,
@@ -166,7 +206,7 @@ def _ratio_metrics(
         "ratio/deviation_max": jnp.max(jnp.abs(ratio - 1.0), initial=0.0),
         # Completions are drawn from the old policy, so k3 is taken in this direction.
         "kl/old": jnp.sum(token_share * k3(-facts.log_ratio)),
-        **vetoed,
+        **means,
     }
 
 
@@ -186,10 +226,6 @@ def _per_token(
 def _equal_shares(mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
     ones = mask.astype(jnp.float32)
     return ones / jnp.maximum(jnp.sum(ones), 1.0)
-
-
-def _log_ratio(logp: Float[Array, "B T"], other: Float[Array, "B T"]) -> Float[Array, "B T"]:
-    return jnp.clip(logp - other, -MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 def _check(

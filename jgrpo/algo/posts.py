@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from jgrpo.algo.baselines import group_mean, sampled_rows
 from jgrpo.algo.choice import Choice
+from jgrpo.algo.drawing import known, rarity
 from jgrpo.algo.record import Advantages
 from jgrpo.algo.row import Method
 from jgrpo.algo.scales import group_std
@@ -146,6 +147,22 @@ def imitate(m: Method, values: Values, rewards: Values, side: Side, state: PyTre
     return Advantages(values=jnp.where(valid, mixed, 0.0), keep=valid, state=state)
 
 
+def rare_events(
+    m: Method, values: Float[Array, "P G"], rewards: Values, side: Side, state: PyTree
+) -> Advantages:
+    """Weighs prompts that are seldom solved, or seldom missed, `rare_weight` times as much.
+
+    After the group statistics: before them a factor on the rewards of a group has no effect.
+
+    References:
+      arXiv:2602.03452. Departs: where the weight acts, and its size, is assumed.
+    """
+    ids = jnp.asarray(required(side.prompt_ids, "prompt_ids", m))
+    rare = rarity(m, *known(m, state, ids)) != 0
+    weighted = values * jnp.where(rare, m.rare_weight, 1.0)[:, None]
+    return Advantages(values=weighted, keep=_valid(m, side), state=state)
+
+
 def _valid(m: Method, side: Side) -> Bool[Array, "P G"]:
     return jnp.asarray(required(side.valid, "valid", m))
 
@@ -186,11 +203,16 @@ POSTS: Mapping[str, Choice[Post]] = {
     "gae": Choice(
         function=gae_whitened,
         formula="A_it = whitened sum_k (gamma gae_lambda)^k delta_{t+k},"
-        " delta_t = r_t + gamma V_{t+1} - V_t; r as in returns",
-        constants=("post_eps", "gamma", "gae_lambda"),
+        " delta_t = r_t + gamma V_{t+1} - V_t; r as in returns; loss + value_coef sum_it w_it"
+        " max((V - V*)^2, (clip(V, V0 +- value_clip) - V*)^2) / 2, V0 = V of the old weights,"
+        " V* = V0 + A before it is whitened",
+        constants=("post_eps", "gamma", "gae_lambda", "value_coef", "value_clip"),
         needs=("mask", "values"),
-        watch=("advantage/abs_mean",),
-        pitfalls=("The critic must be trained too: algo.gae gives its targets, algo.value_loss.",),
+        watch=("advantage/abs_mean", "value/explained_variance", "loss/value"),
+        pitfalls=(
+            "Until value/explained_variance is above 0 the critic only adds noise.",
+            "In a loop of your own the critic must be trained too: algo.value_loss.",
+        ),
     ),
     "blend_group": Choice(
         function=blend_group,
@@ -202,14 +224,16 @@ POSTS: Mapping[str, Choice[Post]] = {
     "drop_pivot": Choice(
         function=drop_pivot,
         formula="the row of median reward is not trained",
+        needs=("pivot",),
         watch=("advantage/abs_mean",),
-        pitfalls=("Sample one completion more than you want to train.",),
+        pitfalls=("In a loop of your own sample one completion more than you want to train.",),
     ),
     "drop_pivot_rescaled": Choice(
         function=drop_pivot_rescaled,
         formula="A_i <- A_i rows / (rows with A != 0); the row of median reward is not trained",
+        needs=("pivot",),
         watch=("advantage/abs_mean",),
-        pitfalls=("Sample one completion more than you want to train.",),
+        pitfalls=("In a loop of your own sample one completion more than you want to train.",),
     ),
     "novelty": Choice(
         function=novelty,
@@ -249,5 +273,13 @@ POSTS: Mapping[str, Choice[Post]] = {
         needs=("mask", "segments"),
         watch=("advantage/abs_mean",),
         pitfalls=("A separator belongs to the item before it.",),
+    ),
+    "rare_events": Choice(
+        function=rare_events,
+        formula="A_i <- rare_weight A_i for prompts whose tracked p, or 1 - p, is in [rare_low,"
+        " rare_high]",
+        constants=("rare_weight", "rare_low", "rare_high", "min_value", "max_value"),
+        needs=("prompt_ids", "state"),
+        watch=("advantage/abs_mean", "draw/paired_fraction"),
     ),
 }

@@ -19,9 +19,12 @@ class Advantages:
         `keep` is False.
       keep: False for rows that must not be trained: take them out of the mask.
       state: the method's state after this batch.
+      returns: what a critic should predict before each token, in reward units; None if the method
+        has none.
     """
 
     # The wider form first: it binds no letter that `keep` is held to.
     values: Float[Array, "B T"] | Float[Array, "P G"]
     keep: Bool[Array, "P G"]
     state: PyTree = None
+    returns: Float[Array, "B T"] | None = None

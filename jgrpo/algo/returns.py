@@ -78,7 +78,7 @@ def value_loss(
       old_values: predictions at the start of the step.
       returns: what they should be, from `gae`.
       weights: weight of each token, as `token_weights` gives them; 0 at masked positions.
-      value_clip: range around the old prediction, in reward units.
+      value_clip: range around the old prediction, in reward units; 0: no bound.
 
     Returns:
       The weighted sum of 0.5 max((V - R)^2, (clip(V, old +- value_clip) - R)^2).
@@ -92,6 +92,8 @@ def value_loss(
         jnp.where(trained, jnp.asarray(x).astype(jnp.float32), 0.0)
         for x in (values, old_values, returns)
     )
-    near = jnp.clip(value, old - value_clip, old + value_clip)
-    error = jnp.maximum(jnp.square(value - goal), jnp.square(near - goal))
+    error = jnp.square(value - goal)
+    if value_clip > 0:
+        near = jnp.clip(value, old - value_clip, old + value_clip)
+        error = jnp.maximum(error, jnp.square(near - goal))
     return 0.5 * jnp.sum(jnp.where(trained, weight * error, 0.0))

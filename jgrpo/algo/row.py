@@ -1,10 +1,8 @@
 """A method as data: one choice per slot, and the constants those choices read.
 
 A `Method` is plain and hashable, so it can be closed over by a jitted function and stands in the
-run's configuration as it is. The functions that the names stand for are in the slot modules
-(`shaping`, `baselines`, `scales`, `combining`, `posts`, `levels`, `trust`, `vetoes`, `weights`,
-`penalties`, `constraints`, `late`, `trackers`, `sampling`, `allocation`), whose tables have exactly
-the names of `SLOTS`.
+run's configuration as it is. The functions that the names stand for are in the tables of the slot
+modules (`slots.TABLES`), which have exactly the names of `SLOTS`.
 """
 
 import dataclasses
@@ -16,51 +14,13 @@ from annotated_types import Ge, Le
 
 from jgrpo.algo import checks
 from jgrpo.algo.checks import Declared
+from jgrpo.algo.names import SLOTS
 
 Constant: TypeAlias = str | int | float | tuple[float, ...] | list[float]
 NonNegativeInt: TypeAlias = Annotated[int, Ge(0)]
 NonNegativeFloat: TypeAlias = Annotated[float, Ge(0.0)]
 Fraction: TypeAlias = Annotated[float, Ge(0.0), Le(1.0)]
 
-# Names that each slot accepts, besides `package.module:function`.
-SLOTS: Mapping[str, tuple[str, ...]] = {
-    "shape": (
-        *("none", "overlong", "weighted_sum", "column_mean", "unlikeliness", "squash"),
-        *("outcome_weight", "rubric", "rubric_raw", "unit_range", "suffix_dcg"),
-    ),
-    "base": (
-        *("none", "group_mean", "leave_one_out", "group_median", "length_weighted", "batch_mean"),
-        *("stratum_mean", "virtual_mean", "sampled_mean", "tracker", "prior"),
-    ),
-    "scale": (
-        *("none", "group_std", "group_mad", "batch_std", "stratum_std", "virtual_std"),
-        *("sampled_std", "beta_density"),
-    ),
-    "combine": ("none", "sum", "mean", "multipliers", "keep"),
-    "post": (
-        *("none", "batch_zscore", "token_whiten", "returns", "gae", "blend_group", "drop_pivot"),
-        *("drop_pivot_rescaled", "novelty", "anchor", "imitate", "prefix_td", "items"),
-    ),
-    "level": (
-        *("token", "sequence", "sequence_token", "segment", "prefix_sum", "prefix_mean"),
-        "sequence_sum",
-    ),
-    "trust": ("clip", "cispo", "linear", "gmpo", "sapo", "vespo", "ctpo"),
-    "veto": ("none", "suffix", "off_policy_row", "is_token", "is_mask", "is_sequence"),
-    "weights": (
-        *("token_mean", "sequence_mean", "sequence_sum", "constant_length", "token_sum"),
-        *("sequence_mean_all", "sequence_sum_constant"),
-    ),
-    "penalty": ("none", "k1", "k2", "k3", "k3_plus"),
-    "kl_in": ("loss", "reward", "token_reward"),
-    "bonus": ("none", "entropy"),
-    "constraint": ("none", "hinge_k1", "hinge_k3"),
-    "late": ("none", *checks.COUPLED),
-    "tracker": ("none", "beta", "success", "multipliers"),
-    "sampler": ("uniform", "dynamic", "unsolved"),
-    "allocate": ("uniform", "knapsack", "v0", "v0_exact", "v0_5"),
-    "source": ("policy", "reference", "both"),
-}
 TEXTS = ("name", "paper", "evidence", "departs", "summary")
 
 
@@ -89,14 +49,18 @@ class Method:
     """Unit of the importance ratio: `token`, `sequence`, `segment`, a prefix."""
     trust: str = "clip"
     """Trust region around the old policy, such as `clip`, `cispo`, `sapo`; `linear` is none."""
+    reshape: str = "none"
+    """What becomes of the ratio where another law drew: a hint's, or a worked solution's."""
     veto: str = "none"
-    """Factor without gradient on the policy term: dropped tokens, sampler mismatch."""
+    """Tokens or completions taken out of the policy term, without gradient."""
+    correction: str = "none"
+    """Factor without gradient on the policy term: ratio of the old policy to the sampler."""
     weights: str = "sequence_mean"
     """How tokens add up: `token_mean`, `sequence_mean`, `sequence_sum`, `constant_length`."""
     penalty: str = "none"
     """Estimator of the KL divergence to the reference policy: `k1`, `k2`, `k3`."""
     kl_in: str = "loss"
-    """Where the penalty acts: the `loss`, the `reward` or each `token_reward` (k1 only)."""
+    """Where the penalty acts: the `loss`, the `reward` or each `token_reward`."""
     bonus: str = "none"
     """What is rewarded in the loss besides the advantage: `entropy`."""
     constraint: str = "none"
@@ -138,11 +102,13 @@ class Method:
     trigger_high: NonNegativeFloat = 0.0
     """Suffix veto: token ratios above it trigger; 0 turns it off."""
     is_low: NonNegativeFloat = 0.0
-    """Lower bound of the ratio of old policy to sampler in `is_*` vetoes."""
+    """Lower bound of the ratio of old policy to sampler in `is_*` corrections."""
     is_high: NonNegativeFloat = 2.0
-    """Upper bound of the ratio of old policy to sampler in `is_*` vetoes."""
+    """Upper bound of the ratio of old policy to sampler in `is_*` corrections."""
     off_policy_delta: NonNegativeFloat = 0.1
     """Mean nats a token may lose before `off_policy_row` drops a bad completion."""
+    top_entropy_quantile: Fraction = 0.2
+    """Share of the tokens, those of the highest entropy, that `top_entropy` trains."""
     kl_coef: NonNegativeFloat = 0.0
     """Weight of the KL penalty; at 0 no reference policy is needed."""
     entropy_coef: NonNegativeFloat = 0.0
@@ -160,9 +126,9 @@ class Method:
     reward_weights: tuple[float, ...] = ()
     """Factor of each reward column; empty: all 1."""
     min_value: float = 0.0
-    """Lowest reward there is, for `unit_range`."""
+    """Lowest reward there is, for `unit_range` and success rates."""
     max_value: float = 1.0
-    """Highest reward there is, for `unit_range`."""
+    """Highest reward there is, for `unit_range` and success rates."""
     max_reward: float = 1.0
     """Reward of a perfect completion, for virtual rows and the `unsolved` sampler."""
     add_max_reward_num: NonNegativeInt = 1
@@ -197,6 +163,10 @@ class Method:
     """Discount of later rewards, per token."""
     gae_lambda: Fraction = 0.95
     """Decay of later value errors, per token."""
+    value_coef: NonNegativeFloat = 0.1
+    """Weight of the critic's loss beside the policy's."""
+    value_clip: NonNegativeFloat = 0.2
+    """Reward units that a value may move from its old one in a step; 0: no bound."""
     score_tau: NonNegativeFloat = 10.0
     """DisCO, DRPO: temperature over the scores of wrong completions."""
     length_lambda: NonNegativeFloat = 0.1
@@ -237,8 +207,164 @@ class Method:
     """Most completions a rule gives a prompt."""
     rollout_cost: NonNegativeFloat = 0.00390625
     """V0.5: error that one more completion must save."""
+    allocation_phases: Annotated[int, Ge(1)] = 3
+    """XRPO: parts in which the completions beyond the first ones are given out."""
+    allocation_bonus: NonNegativeFloat = 0.1
+    """XRPO: weight of having been asked little, in reward units."""
+    confidence_alpha: Fraction = 0.05
+    """XRPO: chance that a mean reward lies outside of its confidence interval."""
     source: str = "policy"
     """Who writes completions: the `policy`, the data's solutions (`reference`), or `both`."""
+    plan: str = "uniform"
+    """What a step asks: whole groups, beginnings or hints for some, or several rounds."""
+    guidance: str = "adaptive"
+    """How long guidance is from step to step: `adaptive`, `linear` or `constant`."""
+    control: str = "constant"
+    """Sampling temperature from step to step: `rollout.temperature`, or raised by `diversity`."""
+    temperature_stages: tuple[float, ...] = (0.8, 1.0, 1.2)
+    """Temperatures that it rises to one by one; those above `rollout.temperature` count."""
+    temperature_every_steps: Annotated[int, Ge(1)] = 50
+    """Steps between two such decisions."""
+    diversity_target: Fraction = 0.5
+    """Share of different n-grams among a prompt's completions below which it rises."""
+    diversity_gram: Annotated[int, Ge(1)] = 4
+    """n of these n-grams, in tokens."""
+    aux: str = "none"
+    """What is trained in place of the policy: nothing, or a `preference` model that reads it."""
+    guided_rows: NonNegativeInt = 2
+    """Completions of a group that are guided; 0 guides none."""
+    guidance_tokens: NonNegativeInt = 3072
+    """Tokens of guidance at the first step."""
+    guidance_max_tokens: NonNegativeInt = 3072
+    """Most tokens of adaptive guidance."""
+    guidance_end_tokens: NonNegativeInt = 0
+    """Tokens of linear guidance at the last step."""
+    budget_start_tokens: NonNegativeInt = 256
+    """Length budget of the first steps, in tokens."""
+    budget_decay: Fraction = 0.7
+    """What the length budget is multiplied by, again and again."""
+    budget_every_steps: Annotated[int, Ge(1)] = 150
+    """Steps between two such cuts."""
+    correct_weight: NonNegativeFloat = 0.6
+    """Budgeted rewards and `format_gate`: weight of success."""
+    length_weight: NonNegativeFloat = 0.3
+    """Budgeted rewards: weight of the length reward."""
+    format_weight: NonNegativeFloat = 0.1
+    """Budgeted rewards and `format_gate`: weight of the format."""
+    switch_share: Fraction = 0.2
+    """GRPO-lambda: share of the prompts, the best solved, whose length is fined."""
+    length_alpha: Fraction = 0.2
+    """GRPO-lambda: largest fine for length, in reward units."""
+    length_peak: Annotated[float, Ge(0.01), Le(0.99)] = 0.5
+    """Surrogate reward: the best length, as a share of the longest completion."""
+    loss_on_injected: Fraction = 1.0
+    """Weight in the loss of tokens that the policy did not draw; 0 takes them out of the mask."""
+    unsolved_at: float = 0.0
+    """A group is unsolved if none of its rewards is above this."""
+    hint_levels: Annotated[int, Ge(1)] = 8
+    """Scaf-GRPO: hints of a prompt, from the weakest to the strongest."""
+    hint_after_steps: NonNegativeInt = 50
+    """Scaf-GRPO: steps before the first hint."""
+    loss_on_injected_losers: Fraction = 1.0
+    """Further factor of that weight where the advantage is not above 0."""
+    feedback_share: Fraction = 0.25
+    """ThinkTuning: part of a group, its first completions, that a teacher comments on."""
+    feedback_tokens: Annotated[int, Ge(1)] = 64
+    """ThinkTuning: most tokens of a comment."""
+    hints: Annotated[int, Ge(2)] = 4
+    """HiLL: hints that the hinter writes for an unsolved prompt."""
+    hint_reliance: Annotated[float, Ge(0.01)] = 0.3
+    """HiLL: reliance on a hint, in nats per token, that divides its reward by e."""
+    hint_fault: NonNegativeFloat = 0.2
+    """HiLL: what a hint costs that cannot be used."""
+    calls: Annotated[int, Ge(1)] = 8
+    """M-GRPO: calls of a completion that the sub-agent learns from, copies among them."""
+    calls_max: Annotated[int, Ge(1)] = 16
+    """M-GRPO: calls of a completion that are answered at most; further ones are ignored."""
+    sub_format_weight: NonNegativeFloat = 0.1
+    """M-GRPO: what an answer in form is paid."""
+    sub_main_weight: NonNegativeFloat = 0.5
+    """M-GRPO: what it is paid besides if the completion that called is right."""
+    sub_expert_weight: NonNegativeFloat = 0.4
+    """M-GRPO: weight of what the experts (`calls.experts`) give it."""
+    refined_rows: Annotated[int, Ge(1)] = 1
+    """RGR-GRPO: completions refined of each group, in the place of its worst."""
+    likelihood_coef: NonNegativeFloat = 0.05
+    """ExPO: weight at the first step of the log-likelihood of explanations, mean over tokens."""
+    expert_coef: NonNegativeFloat = 0.0
+    """MASA: weight of the log-likelihood of predictions that were put right; 0: none are kept."""
+    expert_notion: Fraction = 0.2
+    """MASA: least score of a prediction's notions with which it is kept to be imitated."""
+    reshape_gamma: NonNegativeFloat = 0.1
+    """`offset`: what is added to a ratio in its denominator; `power`: its exponent."""
+    reshape_quantile: Fraction = 0.9
+    """`quantile`: which quantile of a completion's ratios is added."""
+    step_coef: NonNegativeFloat = 1.0
+    """WS-GRPO: weight of the step rewards."""
+    outcome_coef: NonNegativeFloat = 5.0
+    """WS-GRPO: weight of the outcome."""
+    step_penalty: NonNegativeFloat = 1.0
+    """WS-GRPO: what a number of steps outside of the range costs, in reward units."""
+    step_low: NonNegativeInt = 3
+    """WS-GRPO: fewest steps without a penalty."""
+    step_high: NonNegativeInt = 6
+    """WS-GRPO: most steps without a penalty."""
+    stop_below: Fraction = 0.5
+    """Plan `stop`: preference for a step below which a completion ends behind it."""
+    care_coef: NonNegativeFloat = 0.5
+    """GRPO-CARE: the bonus, as a part of the reward."""
+    care_margin: NonNegativeFloat = 0.01
+    """GRPO-CARE: how much less likely than the mean an answer with a bonus may be."""
+    ref_decay: Fraction = 0.995
+    """GRPO-CARE: what the reference policy keeps of itself when it is updated."""
+    ref_every_steps: Annotated[int, Ge(1)] = 10
+    """GRPO-CARE: steps between its updates."""
+    draw: str = "order"
+    """Which prompts a step asks: the next ones, or by what is known of them."""
+    draw_candidates: NonNegativeInt = 0
+    """Prompts of the run's order that are looked at for each one drawn; 0: all of the data."""
+    priority_floor: NonNegativeFloat = 0.05
+    """Weight in the draw of a prompt whose outcome is certain."""
+    rare_low: Fraction = 0.0625
+    """Least success rate of prompts seldom solved, and failure rate of those seldom missed."""
+    rare_high: Fraction = 0.25
+    """Greatest such rate."""
+    rare_weight: NonNegativeFloat = 2.0
+    """Factor of the advantages of such prompts, for `rare_events`."""
+    refill: str = "none"
+    """What is trained in the place of groups whose rewards are all equal."""
+    value_blend: Fraction = 0.5
+    """Task value: part of difficulty; the rest is uncertainty."""
+    copies_max: NonNegativeFloat = 2.0
+    """Copies of a group that count in full; more share this weight."""
+    replay: str = "none"
+    """Which completions of earlier steps come back: none, or those of prompts drawn by bucket."""
+    replay_share: Fraction = 0.5
+    """Most of a step's prompts that a stored completion comes back for."""
+    replay_start: Fraction = 0.35
+    """Share of right completions in a step above which completions begin to come back."""
+    replay_spread: Annotated[float, Ge(0.01)] = 1.0
+    """Deviation, in successes of a group, of the density that prompts are drawn by."""
+    replay_candidates: Annotated[int, Ge(1)] = 8
+    """Newest stored completions of a prompt among which the lowest entropy decides."""
+    replay_capacity: Annotated[int, Ge(1)] = 8192
+    """Completions that are stored; the oldest make room."""
+    skill_start_steps: NonNegativeInt = 500
+    """ARISE: steps before skills are used; they are made from the first step on."""
+    skill_confidence: Fraction = 0.35
+    """ARISE: softmax of the best skill below which none is used."""
+    skill_explore: Fraction = 0.1
+    """ARISE: chance that any skill is used in the place of the best."""
+    skill_cache: Annotated[int, Ge(1)] = 10
+    """ARISE: skills that the policy may choose from."""
+    skill_reservoir: NonNegativeInt = 100
+    """ARISE: skills kept besides, which may come back."""
+    row_mask: str = "none"
+    """Completions that count in their group but are not trained."""
+    spare_chance: Fraction = 0.3
+    """Chance that a completion which was cut off is not trained."""
+    repeat_tokens: Annotated[int, Ge(1)] = 128
+    """Tokens at the end that repeat those before: such a completion is trained."""
     paper: str = ""
     """Where the method was published."""
     evidence: str = ""
@@ -252,7 +378,7 @@ class Method:
         for field, kind in FIELDS.items():
             if kind.kind is tuple and isinstance(value := getattr(self, field), list):
                 object.__setattr__(self, field, tuple(value))
-        refuse_problems(self.name, {field: getattr(self, field) for field in FIELDS})
+        checks.refuse(self.name, field_problems({f: getattr(self, f) for f in FIELDS}))
 
 
 FIELDS: Mapping[str, Declared] = {
@@ -272,11 +398,3 @@ def field_problems(values: Mapping[str, object]) -> dict[str, str]:
       One message per faulty field (or unknown key); empty if all is well.
     """
     return checks.problems(values, FIELDS, SLOTS)
-
-
-def refuse_problems(name: str, values: Mapping[str, object]) -> None:
-    """Raises a ValueError that lists every problem of the values, if there is one."""
-    found = field_problems(values)
-    if found:
-        listed = "; ".join(f"{field}: {problem}" for field, problem in found.items())
-        raise ValueError(f"method {name!r}: {listed}")

@@ -12,9 +12,15 @@ from typing import TypeAlias
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jgrpo.algo.care import CARE
 from jgrpo.algo.choice import Choice
+from jgrpo.algo.lengths import LENGTHS
+from jgrpo.algo.preference import WEAK
 from jgrpo.algo.row import Method
+from jgrpo.algo.serial import SERIAL
 from jgrpo.algo.side import Side, required
+from jgrpo.algo.skills import SKILL_SHAPES
+from jgrpo.algo.staged import STAGED
 from jgrpo.algo.statistics import ascending_rank
 
 Rewards: TypeAlias = Float[Array, "P G"] | Float[Array, "P G K"]
@@ -185,12 +191,12 @@ def _two_columns(
 
 
 def kl_in_reward(m: Method, rewards: Float[Array, "P G"], side: Side) -> Float[Array, "P G"]:
-    """Subtracts `kl_coef` times the summed k1 of the completion, sum_t (logp - ref_logp).
+    """Subtracts `kl_coef` times the summed penalty of the completion; k1: sum_t (logp - ref_logp).
 
     Args:
       m: reads `kl_coef` (reward units per nat).
       rewards: shaped rewards.
-      side: `sequence_kl`, the sum over the completion's tokens, in nats.
+      side: `sequence_kl`, the sum of the penalty over the completion's tokens, in nats.
 
     Returns:
       Penalised rewards.
@@ -286,4 +292,10 @@ SHAPES: Mapping[str, Choice[Shape]] = {
         needs=("columns",),
         watch=("reward/mean",),
     ),
+    **LENGTHS,
+    **SERIAL,
+    **CARE,
+    **WEAK,
+    **STAGED,
+    **SKILL_SHAPES,
 }

@@ -4,11 +4,14 @@ Letters: P prompts, G completions per prompt, K reward columns, T token position
 function has the signature `Post` of `posts.py` and returns values of [B, T], 0 at masked positions.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jgrpo.algo.choice import chosen
+from jgrpo.algo.penalties import penalised, token_penalty
 from jgrpo.algo.record import Advantages
 from jgrpo.algo.returns import gae
 from jgrpo.algo.row import Method
@@ -20,7 +23,7 @@ from jgrpo.algo.statistics import batch_deviations, rows
 def token_whitened(
     m: Method,
     values: Float[Array, "P G"],
-    rewards: Float[Array, "P G"],
+    rewards: Float[Array, "P G"] | Float[Array, "P G K"],
     side: Side,
     state: PyTree,
 ) -> Advantages:
@@ -38,7 +41,7 @@ def token_whitened(
 def returns_whitened(
     m: Method,
     values: Float[Array, "P G"],
-    rewards: Float[Array, "P G"],
+    rewards: Float[Array, "P G"] | Float[Array, "P G K"],
     side: Side,
     state: PyTree,
 ) -> Advantages:
@@ -56,11 +59,13 @@ def returns_whitened(
 def gae_whitened(
     m: Method,
     values: Float[Array, "P G"],
-    rewards: Float[Array, "P G"],
+    rewards: Float[Array, "P G"] | Float[Array, "P G K"],
     side: Side,
     state: PyTree,
 ) -> Advantages:
-    """Generalised advantage estimation from a critic's values, whitened.
+    """Generalised advantage estimation from a critic's values, whitened, with its targets.
+
+    The end of a completion has value 0, also where the length limit cut it off.
 
     References:
       PPO, arXiv:1707.06347. Departs: none.
@@ -68,8 +73,8 @@ def gae_whitened(
     mask = _mask(m, side)
     critic = rows(required(side.values, "values", m)).astype(jnp.float32)
     reward = _token_rewards(m, values, mask, side)
-    found, _ = gae(reward, critic, rows(mask), gamma=m.gamma, gae_lambda=m.gae_lambda)
-    return _whitened(m, found, mask, side, state)
+    found, returns = gae(reward, critic, rows(mask), gamma=m.gamma, gae_lambda=m.gae_lambda)
+    return dataclasses.replace(_whitened(m, found, mask, side, state), returns=returns)
 
 
 def prefix_td(
@@ -141,9 +146,9 @@ def _token_rewards(
     """The outcome at the last token, and the KL penalty at each, if the method has one."""
     left = jnp.cumsum(mask[..., ::-1], axis=2)[..., ::-1]
     reward = jnp.where(mask & (left == 1), values[..., None], 0.0)
-    if m.kl_in == "token_reward" and m.penalty != "none" and m.kl_coef > 0:
-        kl = jnp.asarray(required(side.token_kl, "token_kl", m)).astype(jnp.float32)
-        reward = jnp.where(mask, reward - m.kl_coef * kl, 0.0)
+    if penalised(m, "token_reward"):
+        gap = jnp.where(mask, jnp.asarray(required(side.token_kl, "token_kl", m)), 0.0)
+        reward = jnp.where(mask, reward - m.kl_coef * token_penalty(m, gap), 0.0)
     return rows(reward)
 
 

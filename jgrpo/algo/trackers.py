@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jgrpo.algo.choice import Choice
 from jgrpo.algo.row import Method
@@ -117,6 +117,24 @@ def init_state(
     )
 
 
+def tracked_values(
+    m: Method, state: PyTree, prompt_ids: Int[AnyArray, " P"]
+) -> tuple[Float[Array, " P"], Bool[Array, " P"]]:
+    """The mean reward that the tracker expects of some prompts, and which it has met.
+
+    Args:
+      m: the method; its tracker is `success` or `beta`.
+      state: the tracker's state.
+      prompt_ids: the prompts.
+    """
+    ids = jnp.asarray(prompt_ids)
+    if isinstance(state, BetaTracker):
+        alpha, beta = jnp.asarray(state.alpha)[ids], jnp.asarray(state.beta)[ids]
+        return alpha / (alpha + beta), jnp.ones(ids.shape, bool)
+    state = of_kind(m, state, SuccessRates)
+    return jnp.asarray(state.rate)[ids], jnp.asarray(state.seen)[ids]
+
+
 def unchanged(
     m: Method, state: PyTree, rewards: Float[Array, "P G"] | Float[Array, "P G K"], side: Side
 ) -> PyTree:
@@ -133,7 +151,7 @@ def beta_update(m: Method, state: PyTree, rewards: Float[Array, "P G"], side: Si
     References:
       SPO, arXiv:2509.13232. Departs: a group of several completions adds its mean once.
     """
-    state = _of_kind(m, state, BetaTracker)
+    state = of_kind(m, state, BetaTracker)
     ids = jnp.asarray(required(side.prompt_ids, "prompt_ids", m))
     drift = jnp.asarray(required(side.drift, "drift", m)).astype(jnp.float32)
     mean, filled = _means(m, rewards, side)
@@ -153,7 +171,7 @@ def success_update(
     References:
       Knapsack RL, arXiv:2509.25849 (the estimate of the previous epoch). Departs: none.
     """
-    state = _of_kind(m, state, SuccessRates)
+    state = of_kind(m, state, SuccessRates)
     ids = jnp.asarray(required(side.prompt_ids, "prompt_ids", m))
     mean, filled = _means(m, rewards, side)
     return SuccessRates(
@@ -173,7 +191,7 @@ def multipliers_update(
     References:
       Faithful GRPO, arXiv:2604.08476. Departs: none.
     """
-    state = _of_kind(m, state, Multipliers)
+    state = of_kind(m, state, Multipliers)
     constrained = rewards[..., 1:]
     counted = applicable(m, constrained, side)
     number = jnp.sum(counted, axis=(0, 1)).astype(jnp.float32)
@@ -211,7 +229,12 @@ def _means(
     return total / jnp.maximum(number, 1.0), number > 0
 
 
-def _of_kind(m: Method, state: PyTree, kind: type) -> PyTree:
+def of_kind(m: Method, state: PyTree, kind: type) -> PyTree:
+    """The state, if it is of the kind that the method keeps.
+
+    Raises:
+      ValueError: if it is of another kind, or missing.
+    """
     if not isinstance(state, kind):
         raise ValueError(
             f"method {m.name!r} keeps state: pass state=algo.init_state(m, ...), which gives a "

@@ -1,4 +1,4 @@
-"""VETO: factors without gradient on the policy term of single tokens or whole rows.
+"""VETO: tokens or whole rows that are taken out of the policy term, as factors without gradient.
 
 Letters: B sequences, T token positions. Every choice has the signature `Veto`: the facts about the
 tokens in, non-negative factors out. Penalties are not affected, nor are the denominators of
@@ -13,10 +13,11 @@ from jaxtyping import Array, Bool, Float
 
 from jgrpo.algo.choice import Choice
 from jgrpo.algo.row import Method
+from jgrpo.types import AnyArray
 
 
 class Tokens(NamedTuple):
-    """What a veto may look at.
+    """What a veto or a correction may look at.
 
     Attributes:
       level: log-ratio of the LEVEL slot.
@@ -24,6 +25,7 @@ class Tokens(NamedTuple):
       mismatch: old_logp - behavior_logp of each token, clamped likewise, or None if not given.
       advantages: of each token.
       mask: True at trained tokens.
+      entropy_mask: True at tokens of high entropy (`top_entropy`), or None if not given.
     """
 
     level: Float[Array, "B T"]
@@ -31,6 +33,7 @@ class Tokens(NamedTuple):
     mismatch: Float[Array, "B T"] | None
     advantages: Float[Array, "B T"]
     mask: Bool[Array, "B T"]
+    entropy_mask: Bool[Array, "B T"] | None = None
 
 
 Veto: TypeAlias = Callable[[Method, Tokens], Float[Array, "B T"]]
@@ -67,43 +70,55 @@ def off_policy_row(m: Method, tokens: Tokens) -> Float[Array, "B T"]:
     return jnp.where((tokens.advantages >= 0) | (drift <= m.off_policy_delta), 1.0, 0.0)
 
 
-def is_token(m: Method, tokens: Tokens) -> Float[Array, "B T"]:
-    """Truncated importance sampling: the ratio of old policy to sampler, clipped, per token.
+def high_entropy(m: Method, tokens: Tokens) -> Float[Array, "B T"]:
+    """Trains the tokens alone before which the policy was most uncertain.
+
+    Raises:
+      ValueError: if `entropy_mask` is missing.
 
     References:
-      TIS, as in C-GRPO (CaRR, [0.5, 2]). Departs: none.
+      Beyond the 80/20 Rule, arXiv:2506.01939. Departs: none; the entropies are those of the
+      weights at the start of the step, and the quantile is that of all its tokens.
     """
-    return jnp.clip(jnp.exp(_mismatch(m, tokens)), m.is_low, m.is_high)
-
-
-def is_mask(m: Method, tokens: Tokens) -> Float[Array, "B T"]:
-    """The ratio of old policy to sampler, 0 where it is out of bounds.
-
-    References:
-      Masked importance sampling of public code. Departs: none.
-    """
-    ratio = jnp.exp(_mismatch(m, tokens))
-    return jnp.where((ratio >= m.is_low) & (ratio <= m.is_high), ratio, 0.0)
-
-
-def is_sequence(m: Method, tokens: Tokens) -> Float[Array, "B T"]:
-    """The ratio of old policy to sampler of the whole sequence, clipped.
-
-    References:
-      CTPO's sequence threshold, arXiv:2605.07331. Departs: none.
-    """
-    total = jnp.sum(_mismatch(m, tokens), axis=1, keepdims=True)
-    ratio = jnp.clip(jnp.exp(jnp.clip(total, -20.0, 20.0)), m.is_low, m.is_high)
-    return jnp.broadcast_to(ratio, tokens.level.shape)
-
-
-def _mismatch(m: Method, tokens: Tokens) -> Float[Array, "B T"]:
-    if tokens.mismatch is None:
+    if tokens.entropy_mask is None:
         raise ValueError(
-            f"method {m.name!r} has veto {m.veto!r} and needs behavior_logp, the log-probs of the "
-            "sampler: pass it, or set veto='none'"
+            f"method {m.name!r} has veto 'top_entropy' and needs entropy_mask, which "
+            "algo.top_entropy makes of the whole batch: pass it, or set veto='none'"
         )
-    return tokens.mismatch
+    return tokens.entropy_mask.astype(jnp.float32)
+
+
+def top_entropy(
+    m: Method, entropy: Float[AnyArray, "B T"], mask: Bool[AnyArray, "B T"]
+) -> Bool[Array, "B T"]:
+    """Marks the tokens whose entropy is in the top quantile of the batch.
+
+    The threshold is the (1 - top_entropy_quantile) quantile of the trained tokens' entropies, with
+    linear interpolation; tokens at the threshold are marked.
+
+    Args:
+      m: the method, for `top_entropy_quantile`.
+      entropy: of the policy before each token, at the weights of the start of the step.
+      mask: True at trained tokens, for every row of the global batch.
+
+    Returns:
+      False where the mask is False.
+
+    Example:
+      >>> from jgrpo.algo import method
+      >>> m = method("dapo", veto="top_entropy", top_entropy_quantile=0.4)
+      >>> top_entropy(m, jnp.array([[3.0, 1, 2, 4, 9]]), jnp.array([[1, 1, 1, 1, 0]]) > 0).tolist()
+      [[True, False, False, True, False]]
+    """
+    trained = jnp.asarray(mask)
+    value = jnp.where(trained, jnp.asarray(entropy).astype(jnp.float32), jnp.inf)
+    ordered, last = jnp.sort(value.reshape(-1)), jnp.maximum(jnp.sum(trained) - 1, 0)
+    position = last * (1.0 - m.top_entropy_quantile)
+    below = jnp.floor(position).astype(jnp.int32)
+    low, high = ordered[below], ordered[jnp.minimum(below + 1, last)]
+    # In this form equal neighbours give exactly themselves: constant entropies are all marked.
+    threshold = low + (position - below) * jnp.where(trained.any(), high - low, 0.0)
+    return trained & (value >= threshold)
 
 
 def _row_mean(x: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, "B 1"]:
@@ -116,7 +131,6 @@ def _log(bound: float) -> Float[Array, ""]:
 
 
 _WATCH = ("veto/factor_mean",)
-_IS = ("is_low", "is_high")
 VETOES: Mapping[str, Choice[Veto]] = {
     "none": Choice(function=no_veto, formula="v = 1"),
     "suffix": Choice(
@@ -132,27 +146,16 @@ VETOES: Mapping[str, Choice[Veto]] = {
         constants=("off_policy_delta",),
         watch=_WATCH,
     ),
-    "is_token": Choice(
-        function=is_token,
-        formula="v_it = clip(exp(old_it - beh_it), is_low, is_high), beh = log-prob of the sampler",
-        constants=_IS,
-        needs=("behavior_logp",),
-        watch=(*_WATCH, "kl/behavior"),
-        pitfalls=("Without a mismatch between sampler and learner it does nothing.",),
-    ),
-    "is_mask": Choice(
-        function=is_mask,
-        formula="v_it = exp(old_it - beh_it) if within [is_low, is_high], else 0",
-        constants=_IS,
-        needs=("behavior_logp",),
-        watch=(*_WATCH, "kl/behavior"),
-    ),
-    "is_sequence": Choice(
-        function=is_sequence,
-        formula="v_i = clip(exp(sum_t (old_it - beh_it)), is_low, is_high)",
-        constants=_IS,
-        needs=("behavior_logp",),
-        watch=(*_WATCH, "kl/behavior"),
-        pitfalls=("The ratio of a long sequence is far from 1: most rows end at a bound.",),
+    "top_entropy": Choice(
+        function=high_entropy,
+        formula="v_it = 1 if H_it >= the (1 - top_entropy_quantile) quantile of H over the batch,"
+        " else 0; H at the old weights",
+        constants=("top_entropy_quantile",),
+        needs=("entropy_mask",),
+        watch=(*_WATCH, "entropy/mean"),
+        pitfalls=(
+            "Weights still count all tokens: the loss shrinks to the marked ones' share of it.",
+            "A confident model has few distinct entropies; veto/factor_mean shows the real share.",
+        ),
     ),
 }

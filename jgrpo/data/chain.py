@@ -5,6 +5,10 @@ in 0 to 199. A reference solution may be careless: it then works column by colum
 carry and borrow, all the way. A step may be followed by a redundant check of itself in brackets,
 `61+72=133(133-72=61);`, done with the same care as the rest of the solution. So a model that was
 taught on such solutions knows the skill, is careless and is wordy: something is left to sharpen.
+
+The task `overthink` is the same with solutions that also work everything out again, up to twice,
+before they answer: `61+72=133;133-79=54;61+72=133;133-79=54;#54`. A model taught on these thinks
+more than it needs, which is what methods that weigh length are for.
 """
 
 import dataclasses
@@ -38,6 +42,10 @@ class Options:
       carries: keep any problem, those with a carry or borrow in some step, or in all of them.
       careless: probability that a reference solution forgets its carries and borrows.
       recheck: probability that a step of a reference solution is followed by a check of it.
+      rubric: give every problem criteria for `judge_rubric` with `judge: rules`: its steps, and its
+        answer, which weighs as much as all of them.
+      repeats: most times that a reference solution is worked out again before its answer; from
+        none to this, equally often.
     """
 
     min_terms: Terms = 3
@@ -45,10 +53,20 @@ class Options:
     carries: Literal["any", "some", "all"] = "any"
     careless: Probability = 0.0
     recheck: Probability = 0.0
+    rubric: bool = False
+    repeats: Annotated[int, Ge(0), Le(4)] = 0
 
     def __post_init__(self) -> None:
         if self.min_terms > self.max_terms:
             raise ValueError(f"min_terms must be at most max_terms, got {self.min_terms}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OverthinkOptions(Options):
+    """Settings of the task `overthink`: those of `chain`, with other defaults."""
+
+    recheck: Probability = 0.3
+    repeats: Annotated[int, Ge(0), Le(4)] = 2
 
 
 class Step(NamedTuple):
@@ -134,21 +152,33 @@ def _question(chain: Chain) -> str:
 def _write(options: Options, chain: Chain, draws: Iterator[int]) -> Example:
     careless = chance(draws, options.careless)
     rechecks = [chance(draws, options.recheck) for _ in chain.steps]
+    # Drawn only where it is asked for: the problems behind this one depend on the draws before.
+    repeats = below(draws, options.repeats + 1) if options.repeats else 0
     num_carries = sum(step.carries for step in chain.steps)
     answer = chain.first + sum(step.sign * step.term for step in chain.steps)
     return Example(
         prompt=f"{_question(chain)}=?",
         answer=str(answer),
-        solution=_solution(chain, careless, rechecks),
+        solution=_solution(chain, careless, rechecks, repeats),
         columns={
             "num_terms": len(chain.steps) + 1,
             "num_carries": num_carries,
             "difficulty": len(chain.steps) + num_carries,
+            **({"rubric": _rubric(chain)} if options.rubric else {}),
         },
     )
 
 
-def _solution(chain: Chain, careless: bool, rechecks: list[bool]) -> str:
+def _rubric(chain: Chain) -> list[dict[str, str | int]]:
+    value, criteria = chain.first, list[dict[str, str | int]]()
+    for sign, term, _ in chain.steps:
+        line = f"{value}{_sign(sign)}{term}={value + sign * term}"
+        criteria.append({"text": f"contains: {line}", "weight": 1})
+        value += sign * term
+    return [*criteria, {"text": f"ends with: #{value}", "weight": len(criteria)}]
+
+
+def _solution(chain: Chain, careless: bool, rechecks: list[bool], repeats: int = 0) -> str:
     value, text = chain.first, ""
     for (sign, term, _), recheck in zip(chain.steps, rechecks, strict=True):
         result = without_carries(value, sign, term) if careless else value + sign * term
@@ -158,7 +188,7 @@ def _solution(chain: Chain, careless: bool, rechecks: list[bool]) -> str:
             text += f"({result}{_sign(-sign)}{term}={value})"
         text += ";"
         value = result
-    return f"{text}#{value}"
+    return f"{text * (1 + repeats)}#{value}"
 
 
 def _sign(sign: int) -> str:

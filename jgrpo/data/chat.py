@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from jgrpo.buckets import bucket
+from jgrpo.buckets import bucket, left_padded
 from jgrpo.config import DataConfig
 from jgrpo.types import Example, Message, Prompts
 
@@ -100,12 +100,13 @@ def prompt_batch(
                 "raise the limit or take it out of the data"
             )
     width = bucket(max(map(len, rows)))
-    tokens = np.full((len(rows), width), pad_id, np.int32)
-    mask = np.zeros((len(rows), width), bool)
-    for index, row in enumerate(rows):
-        tokens[index, width - len(row) :] = row
-        mask[index, width - len(row) :] = True
+    tokens, mask = left_padded(rows, width, pad_id)
     return Prompts(uid=np.asarray(uids, np.int32), tokens=tokens, mask=mask)
+
+
+def last_message(prompt: str | Sequence[Message]) -> str:
+    """What a prompt says last: itself, if it is plain text."""
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -71,14 +71,15 @@ def split_mbpp(
     Left out are the other splits and rows without functions (four of 974).
     """
     train, held = (
-        tuple(
-            example
-            for example in examples
-            if example.columns["task_id"] in _MBPP_SPLITS[name] and example.columns["functions"]
-        )
+        tuple(example for example in examples if in_split(example, name))
         for name in ("train", options.heldout_split)
     )
     return train, held
+
+
+def in_split(example: Example, name: str) -> bool:
+    """Whether an example of MBPP is used in the split of that name."""
+    return example.columns["task_id"] in _MBPP_SPLITS[name] and bool(example.columns["functions"])
 
 
 def _humaneval_example(row: Row, options: HumanEvalOptions) -> Example:

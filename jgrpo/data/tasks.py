@@ -5,20 +5,15 @@ rewards. Options are the fields of one frozen dataclass per task.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
-from typing import TypeVar
-
-import pydantic
 
 from jgrpo.config import ColumnsConfig, DataConfig, RewardFunctionConfig
 from jgrpo.config_schema import suggestion
-from jgrpo.data import arithmetic, chain, code_tasks, countdown, sources
+from jgrpo.data import arithmetic, chain, code_tasks, countdown, mutants, sources
 from jgrpo.data.draws import Family, Generated, Source, heldout
-from jgrpo.data.rows import read_dataset, read_jsonl, read_parquet
+from jgrpo.data.options import read_options
+from jgrpo.data.rows import BadRow, read_dataset, read_jsonl, read_parquet
 from jgrpo.rewards.text import first_number, last_number
-
-Options = TypeVar("Options")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,24 +74,6 @@ def load_task(cfg: DataConfig) -> Task:
     return TASKS[cfg.task](cfg)
 
 
-def _options(cls: type[Options], cfg: DataConfig) -> Options:
-    known = list(cls.__annotations__)
-    for name in cfg.options:
-        if name not in known:
-            listed = f"known: {', '.join(known)}" if known else f"task {cfg.task!r} has none"
-            hint = suggestion(name, known)
-            raise ValueError(f"data.options.{name}: unknown option{hint} ({listed})")
-    try:
-        return pydantic.TypeAdapter(cls).validate_json(json.dumps(dict(cfg.options)), strict=True)
-    except pydantic.ValidationError as error:
-        problems = [
-            f"data.options{''.join(f'.{part}' for part in item['loc'])}: {item['msg']}, "
-            f"got {item['input']!r}"
-            for item in error.errors()
-        ]
-        raise ValueError(f"task {cfg.task!r}: " + "; ".join(problems)) from error
-
-
 def _reads_no_file(cfg: DataConfig) -> None:
     _fixed_columns(cfg)
     for name, value in (("path", cfg.path), ("heldout_path", cfg.heldout_path)):
@@ -129,8 +106,17 @@ def _generated(cfg: DataConfig, family: Family, reward: RewardFunctionConfig, fo
 
 def _chain(cfg: DataConfig) -> Task:
     """Sums and differences of a few numbers, worked out a step at a time (generated)."""
+    return _chained(cfg, chain.Options)
+
+
+def _overthink(cfg: DataConfig) -> Task:
+    """As chain, with worked solutions that check and repeat themselves (generated)."""
+    return _chained(cfg, chain.OverthinkOptions)
+
+
+def _chained(cfg: DataConfig, options: type[chain.Options]) -> Task:
     _reads_no_file(cfg)
-    family = chain.family(_options(chain.Options, cfg))
+    family = chain.family(read_options(options, cfg))
     task = _generated(cfg, family, RewardFunctionConfig(name="tagged_number"), chain.PATTERN)
     return dataclasses.replace(task, read_answer=last_number)
 
@@ -138,7 +124,7 @@ def _chain(cfg: DataConfig) -> Task:
 def _countdown(cfg: DataConfig) -> Task:
     """A formula that reaches a target from given numbers (generated)."""
     _reads_no_file(cfg)
-    options = _options(countdown.Options, cfg)
+    options = read_options(countdown.Options, cfg)
     plain = options.style == "plain"
     reward = RewardFunctionConfig(
         name="countdown", options={"within": "hash" if plain else "answer_tags"}
@@ -147,17 +133,30 @@ def _countdown(cfg: DataConfig) -> Task:
     return _generated(cfg, countdown.family(options), reward, form)
 
 
+def _mutants(cfg: DataConfig) -> Task:
+    """Tests that tell a design from its mutant, in trees of mutants (generated)."""
+    _reads_no_file(cfg)
+    options = read_options(mutants.Options, cfg)
+    return Task(
+        name=cfg.task,
+        train=mutants.Trees(options),
+        heldout=mutants.heldout(options),
+        rewards=(RewardFunctionConfig(name="stimulus"),),
+        format_pattern=mutants.PATTERN,
+    )
+
+
 def _gcd(cfg: DataConfig) -> Task:
     """Greatest common divisors, few-shot or worked out by Euclid's algorithm (generated)."""
     _reads_no_file(cfg)
-    options = _options(arithmetic.GcdOptions, cfg)
+    options = read_options(arithmetic.GcdOptions, cfg)
     return _pairs(cfg, options.style, arithmetic.gcd(options))
 
 
 def _mod(cfg: DataConfig) -> Task:
     """Remainders of a division (generated)."""
     _reads_no_file(cfg)
-    options = _options(arithmetic.ModOptions, cfg)
+    options = read_options(arithmetic.ModOptions, cfg)
     return _pairs(cfg, options.style, arithmetic.mod(options))
 
 
@@ -179,7 +178,7 @@ def _pairs(cfg: DataConfig, style: arithmetic.Style, split: arithmetic.Split) ->
 def _addition(cfg: DataConfig) -> Task:
     """Additions of small numbers asked in a chat (generated)."""
     _reads_no_file(cfg)
-    train, held = arithmetic.addition(_options(arithmetic.AdditionOptions, cfg))
+    train, held = arithmetic.addition(read_options(arithmetic.AdditionOptions, cfg))
     return Task(
         name=cfg.task,
         train=train,
@@ -194,8 +193,8 @@ def _gsm8k(cfg: DataConfig) -> Task:
     """Grade-school word problems, from the files of GSM8K."""
     _needs_path(cfg)
     _fixed_columns(cfg)
-    _options(NoOptions, cfg)
-    task = _from_files(cfg, lambda path: sources.collect(_gsm8k_rows(cfg, path)))
+    read_options(NoOptions, cfg)
+    task = _from_files(cfg, _gsm8k_rows)
     return dataclasses.replace(_GSM8K, train=task.train, heldout=task.heldout)
 
 
@@ -203,52 +202,45 @@ def _humaneval(cfg: DataConfig) -> Task:
     """Functions to complete in Python, from the file of HumanEval (it has no training split)."""
     _needs_path(cfg)
     _fixed_columns(cfg)
-    options = _options(code_tasks.HumanEvalOptions, cfg)
-    task = _from_files(
-        cfg, lambda path: sources.collect(code_tasks.parse_humaneval(read_jsonl(path), options))
-    )
-    return dataclasses.replace(task, rewards=(RewardFunctionConfig(name="code_tests"),))
+    return dataclasses.replace(_from_files(cfg, _humaneval_rows), rewards=_CODE_TESTS)
 
 
 def _mbpp(cfg: DataConfig) -> Task:
     """Short programs to write in Python, from the file of MBPP in its official splits."""
     _needs_path(cfg)
     _fixed_columns(cfg)
-    options = _options(code_tasks.MbppOptions, cfg)
-    if cfg.heldout_path:
-        message = "has no effect on task 'mbpp'; name a split in data.options.heldout_split"
-        raise ValueError(f"data.heldout_path: {message}")
-    rows = sources.collect(code_tasks.parse_mbpp(read_jsonl(cfg.path), options))
+    options = read_options(code_tasks.MbppOptions, cfg)
+    _names_no_heldout_file(cfg)
+    rows = sources.collect(_mbpp_rows(cfg, cfg.path))
     train, held = code_tasks.split_mbpp(rows, options)
     if not train or not held:
         message = "must hold all of MBPP (the splits go by its task_id)"
         raise ValueError(f"data.path: {message}, got {len(rows)} rows of {cfg.path!r}")
-    reward = RewardFunctionConfig(name="code_tests")
-    return Task(name=cfg.task, train=train, heldout=held, rewards=(reward,))
+    return Task(name=cfg.task, train=train, heldout=held, rewards=_CODE_TESTS)
 
 
 def _jsonl(cfg: DataConfig) -> Task:
     """Your own prompts, one JSON object a line."""
     _needs_path(cfg)
-    _options(NoOptions, cfg)
-    return _from_files(cfg, lambda path: sources.collect(_jsonl_rows(cfg, path)))
+    read_options(NoOptions, cfg)
+    return _from_files(cfg, _jsonl_rows)
 
 
 def _parquet(cfg: DataConfig) -> Task:
     """Your own prompts in a Parquet file."""
     _needs_path(cfg)
-    _options(NoOptions, cfg)
-    return _from_files(cfg, lambda path: sources.collect(_parquet_rows(cfg, path)))
+    read_options(NoOptions, cfg)
+    return _from_files(cfg, _parquet_rows)
 
 
-def _from_files(cfg: DataConfig, read: Callable[[str], tuple[sources.Example, ...]]) -> Task:
-    rows = read(cfg.path)
+def _from_files(cfg: DataConfig, read: Callable[[DataConfig, str], sources.Parsed]) -> Task:
+    rows = sources.collect(read(cfg, cfg.path))
     if not rows:
         raise ValueError(f"data.path: {cfg.path!r} has no rows")
     if not cfg.heldout_path:
         train, held = sources.split(rows, cfg.path)
         return Task(name=cfg.task, train=train, heldout=held)
-    held = read(cfg.heldout_path)
+    held = sources.collect(read(cfg, cfg.heldout_path))
     if not held:
         raise ValueError(f"data.heldout_path: {cfg.heldout_path!r} has no rows")
     return Task(name=cfg.task, train=rows, heldout=held)
@@ -257,11 +249,8 @@ def _from_files(cfg: DataConfig, read: Callable[[str], tuple[sources.Example, ..
 def _hf(cfg: DataConfig) -> Task:
     """A dataset of the Hugging Face hub, or one saved to disk by `datasets`."""
     _needs_path(cfg)
-    options = _options(DatasetOptions, cfg)
-    if cfg.heldout_path:
-        message = "has no effect on task 'hf'; name a split in data.options.heldout_split"
-        raise ValueError(f"data.heldout_path: {message}")
-
+    options = read_options(DatasetOptions, cfg)
+    _names_no_heldout_file(cfg)
     train = sources.collect(_hf_rows(cfg, options.split))
     if not train:
         raise ValueError(f"data.path: split {options.split!r} of {cfg.path!r} has no rows")
@@ -275,8 +264,23 @@ def _hf(cfg: DataConfig) -> Task:
     return Task(name=cfg.task, train=train, heldout=held)
 
 
+def _names_no_heldout_file(cfg: DataConfig) -> None:
+    if cfg.heldout_path:
+        message = f"has no effect on task {cfg.task!r}; name a split in data.options.heldout_split"
+        raise ValueError(f"data.heldout_path: {message}")
+
+
 def _gsm8k_rows(cfg: DataConfig, path: str) -> sources.Parsed:
     return sources.parse_gsm8k(read_jsonl(path))
+
+
+def _humaneval_rows(cfg: DataConfig, path: str) -> sources.Parsed:
+    options = read_options(code_tasks.HumanEvalOptions, cfg)
+    return code_tasks.parse_humaneval(read_jsonl(path), options)
+
+
+def _mbpp_rows(cfg: DataConfig, path: str) -> sources.Parsed:
+    return code_tasks.parse_mbpp(read_jsonl(path), read_options(code_tasks.MbppOptions, cfg))
 
 
 def _jsonl_rows(cfg: DataConfig, path: str) -> sources.Parsed:
@@ -288,7 +292,7 @@ def _parquet_rows(cfg: DataConfig, path: str) -> sources.Parsed:
 
 
 def _hf_rows(cfg: DataConfig, split: str) -> sources.Parsed:
-    subset = _options(DatasetOptions, cfg).subset
+    subset = read_options(DatasetOptions, cfg).subset
     return sources.parse(read_dataset(cfg.path, split, subset), cfg.columns)
 
 
@@ -313,18 +317,38 @@ def parse_task(cfg: DataConfig) -> ParsedTask | None:
     Returns:
       The rows; None for a task that does not read them one by one.
     """
+    if cfg.task == "mbpp":
+        return _parsed_mbpp(cfg)
     if cfg.task not in _ROWS:
         return None
     _needs_path(cfg)
     train, held = cfg.path, cfg.heldout_path
     if cfg.task == "hf":
-        options = _options(DatasetOptions, cfg)
+        options = read_options(DatasetOptions, cfg)
         train, held = options.split, options.heldout_split
     read = _ROWS[cfg.task]
     return ParsedTask(
-        task=_GSM8K if cfg.task == "gsm8k" else Task(name=cfg.task, train=(), heldout=()),
+        task=_FRAMES.get(cfg.task, Task(name=cfg.task, train=(), heldout=())),
         train=read(cfg, train),
         heldout=read(cfg, held) if held else None,
+    )
+
+
+def _parsed_mbpp(cfg: DataConfig) -> ParsedTask:
+    """Both splits lie in one file; its bad rows are told with the first."""
+    _needs_path(cfg)
+    _names_no_heldout_file(cfg)
+    options = read_options(code_tasks.MbppOptions, cfg)
+
+    def part(split: str, *, bad: bool) -> sources.Parsed:
+        for place, item in _mbpp_rows(cfg, cfg.path):
+            if bad if isinstance(item, BadRow) else code_tasks.in_split(item, split):
+                yield place, item
+
+    return ParsedTask(
+        task=_FRAMES["mbpp"],
+        train=part("train", bad=True),
+        heldout=part(options.heldout_split, bad=False),
     )
 
 
@@ -340,8 +364,16 @@ _GSM8K = Task(
     format_pattern=sources.GSM8K_PATTERN,
     read_answer=last_number,
 )
+_CODE_TESTS = (RewardFunctionConfig(name="code_tests"),)
+_FRAMES: Mapping[str, Task] = {
+    "gsm8k": _GSM8K,
+    "humaneval": Task(name="humaneval", train=(), heldout=(), rewards=_CODE_TESTS),
+    "mbpp": Task(name="mbpp", train=(), heldout=(), rewards=_CODE_TESTS),
+}
+"""Tasks without their rows, where they have more than a name."""
 _ROWS: Mapping[str, Callable[[DataConfig, str], sources.Parsed]] = {
     "gsm8k": _gsm8k_rows,
+    "humaneval": _humaneval_rows,
     "jsonl": _jsonl_rows,
     "parquet": _parquet_rows,
     "hf": _hf_rows,
@@ -351,10 +383,12 @@ _ROWS: Mapping[str, Callable[[DataConfig, str], sources.Parsed]] = {
 
 TASKS: Mapping[str, Callable[[DataConfig], Task]] = {
     "chain": _chain,
+    "overthink": _overthink,
     "gcd": _gcd,
     "mod": _mod,
     "addition": _addition,
     "countdown": _countdown,
+    "mutants": _mutants,
     "gsm8k": _gsm8k,
     "humaneval": _humaneval,
     "mbpp": _mbpp,

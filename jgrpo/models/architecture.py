@@ -46,7 +46,7 @@ class Architecture:
       num_heads: query heads.
       num_kv_heads: key/value heads; divides `num_heads`.
       head_width: width of one head; even.
-      ffn_width: hidden width of the gated feed-forward layer.
+      ffn_width: hidden width of the gated feed-forward layer (that of no layer, with experts).
       rope_theta: base of the rotary frequencies.
       rope_scaling: stretch of the rotary frequencies, or None.
       norm_eps: epsilon of every RMS norm.
@@ -54,6 +54,11 @@ class Architecture:
       qk_norm: RMS norm of every query and key head (Qwen3).
       qkv_bias: bias on query, key and value projections (Qwen2).
       max_positions: longest context the weights are meant for, in tokens.
+      num_experts: feed-forwards of a layer, of which a router picks some for each token; 0: there
+        is one, without a router.
+      experts_per_token: how many it picks.
+      expert_width: hidden width of each.
+      norm_topk: the weights of the picked ones are scaled to add up to 1.
     """
 
     family: str
@@ -71,16 +76,32 @@ class Architecture:
     qk_norm: bool = False
     qkv_bias: bool = False
     max_positions: int = 2048
+    num_experts: int = 0
+    experts_per_token: int = 0
+    expert_width: int = 0
+    norm_topk: bool = False
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise ValueError(f"family {self.family!r} is not supported; known: {sorted(FAMILIES)}")
+        if FAMILIES[self.family].experts != (self.num_experts > 0):
+            raise ValueError(f"family {self.family!r} cannot have num_experts={self.num_experts}")
+        if self.num_experts and not 1 <= self.experts_per_token <= self.num_experts:
+            raise ValueError(
+                f"experts_per_token={self.experts_per_token} must be from 1 to "
+                f"num_experts={self.num_experts}"
+            )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}"
             )
         if self.head_width % 2:
             raise ValueError(f"head_width={self.head_width} must be even: RoPE rotates pairs")
+
+    @property
+    def active_ffn_width(self) -> int:
+        """Hidden units of a layer's feed-forwards that one token passes."""
+        return self.experts_per_token * self.expert_width if self.num_experts else self.ffn_width
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,6 +113,7 @@ class _Family:
     qkv_bias: bool
     head_width: int | None
     max_positions: int
+    experts: bool = False
 
 
 def logical_axes(arch: Architecture) -> AxesTree:
@@ -102,8 +124,9 @@ def logical_axes(arch: Architecture) -> AxesTree:
 
     Returns:
       A nested dict with the structure of the parameters; leaves are tuples of "layers", "vocab",
-      "model" ("embed" in the embedding, which is looked up and not multiplied), "heads",
-      "kv_heads", "head", "ffn". Shapes, initialisation and sharding follow it.
+      "model" ("ids" and "embed" in the embedding, which is looked up and not multiplied), "heads",
+      "kv_heads", "head", "ffn", "experts", "expert_ffn". Shapes, initialisation and sharding
+      follow it.
     """
     layer: dict[str, Axes] = {
         "attn_norm": ("model",),
@@ -112,10 +135,16 @@ def logical_axes(arch: Architecture) -> AxesTree:
         "v": ("model", "kv_heads", "head"),
         "o": ("heads", "head", "model"),
         "mlp_norm": ("model",),
-        "gate": ("model", "ffn"),
-        "up": ("model", "ffn"),
-        "down": ("ffn", "model"),
     }
+    if arch.num_experts:
+        layer |= {
+            "router": ("model", "experts"),
+            "experts_gate": ("experts", "model", "expert_ffn"),
+            "experts_up": ("experts", "model", "expert_ffn"),
+            "experts_down": ("experts", "expert_ffn", "model"),
+        }
+    else:
+        layer |= {"gate": ("model", "ffn"), "up": ("model", "ffn"), "down": ("ffn", "model")}
     if arch.qk_norm:
         layer |= {"q_norm": ("head",), "k_norm": ("head",)}
     if arch.qkv_bias:
@@ -125,7 +154,7 @@ def logical_axes(arch: Architecture) -> AxesTree:
             "v_bias": ("kv_heads", "head"),
         }
     tree: AxesTree = {
-        "embed": ("vocab", "embed"),
+        "embed": ("ids", "embed"),
         "final_norm": ("model",),
         "layers": {name: ("layers", *axes) for name, axes in layer.items()},
     }
@@ -139,12 +168,15 @@ def axis_sizes(arch: Architecture) -> dict[str, int]:
     return {
         "layers": arch.num_layers,
         "vocab": arch.vocab_size,
+        "ids": arch.vocab_size,
         "embed": arch.d_model,
         "model": arch.d_model,
         "heads": arch.num_heads,
         "kv_heads": arch.num_kv_heads,
         "head": arch.head_width,
         "ffn": arch.ffn_width,
+        "experts": arch.num_experts,
+        "expert_ffn": arch.expert_width,
     }
 
 
@@ -202,6 +234,7 @@ def from_hf(config: Mapping[str, Any]) -> Architecture:
         qk_norm=family.qk_norm,
         qkv_bias=family.qkv_bias,
         max_positions=config.get("max_position_embeddings") or family.max_positions,
+        **(_experts_from_hf(config) if family.experts else {}),
     )
 
 
@@ -229,6 +262,9 @@ def to_hf(arch: Architecture) -> dict[str, Any]:
         "attention_dropout": 0.0,
         "use_cache": True,
     }
+    if arch.num_experts:
+        config |= {keys[0]: getattr(arch, name) for name, keys in _EXPERTS.items()}
+        config |= {"decoder_sparse_step": 1, "mlp_only_layers": []}
     scaling = arch.rope_scaling
     if scaling is not None:
         config["rope_scaling"] = {"rope_type": scaling.kind, "factor": scaling.factor}
@@ -253,6 +289,17 @@ def _refuse_unmodelled(config: Mapping[str, Any]) -> None:
                 f"config.json: layer_types[{layer}]={kind!r} is not supported; "
                 "only 'full_attention' is"
             )
+
+
+def _experts_from_hf(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `Architecture` about experts."""
+    found = {}
+    for name, keys in _EXPERTS.items():
+        given = [config[key] for key in keys if config.get(key) is not None]
+        if not given and name != "norm_topk":
+            raise ValueError(f"config.json: missing {keys[0]}")
+        found[name] = given[0] if given else False
+    return found
 
 
 def _rope_from_hf(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
@@ -282,6 +329,11 @@ def _rope_from_hf(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]
     )
 
 
+INPUT_DIMS: Mapping[str, int] = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}
+"""The matrices of a layer: how many of their leading dims are inputs; the rest are outputs."""
+EXPERTS = ("experts_gate", "experts_up", "experts_down")
+"""The matrices of its experts: the expert leads, then come inputs and outputs."""
+
 FAMILIES: Mapping[str, _Family] = {
     # head_width, max_positions: what transformers assumes where config.json is silent.
     "llama": _Family(
@@ -305,6 +357,22 @@ FAMILIES: Mapping[str, _Family] = {
         head_width=128,
         max_positions=32768,
     ),
+    "qwen3_moe": _Family(
+        hf_class="Qwen3MoeForCausalLM",
+        qk_norm=True,
+        qkv_bias=False,
+        head_width=None,
+        max_positions=32768,
+        experts=True,
+    ),
+}
+
+# Field of `Architecture` -> the keys that transformers writes and reads it under.
+_EXPERTS: Mapping[str, tuple[str, ...]] = {
+    "num_experts": ("num_experts", "num_local_experts"),
+    "experts_per_token": ("num_experts_per_tok",),
+    "expert_width": ("moe_intermediate_size",),
+    "norm_topk": ("norm_topk_prob",),
 }
 
 _REQUIRED = (
@@ -322,4 +390,6 @@ _ONLY: Mapping[str, Any] = {
     "use_sliding_window": False,
     "pretraining_tp": 1,
     "quantization_config": None,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
 }

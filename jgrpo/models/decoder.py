@@ -1,26 +1,33 @@
 """The decoder: prompts are read once, and the completions of a group share what was read.
 
-`prefill` turns prompts into a `PromptCache`; `complete` runs completion tokens against it. The
-sampler calls `complete` token by token with a growing cache of its own, the learner once with all
-tokens, so both compute the same log-probs by the same code. Parameters are a nested dict of
+`prefill` turns prompts into a `PromptCache`; the learner runs whole completions against it
+(`complete`), the sampler one token of each at a time (`extend`). Both go through the same blocks
+and the same attention, so that they compute the same log-probs. Parameters are a nested dict of
 arrays with a leading layer dimension (`architecture.logical_axes` lists them).
 
-Letters: P prompts, G completions per prompt, Lp prompt tokens, Tq completion tokens of this call,
-W width of the completions' own cache, V, L, D, K, E as in `architecture.py`. The LM head over
-many tokens is in `logps.py`, sampling in `rollout/`.
+Letters: P prompts, G completions per prompt, Lp prompt tokens, T completion tokens, W width of the
+completions' own cache, V, L, D, K, E as in `architecture.py`. The LM head over many tokens is in
+`logps.py`, sampling in `rollout/`.
 """
 
 import dataclasses
 import math
-from typing import Any, Literal, TypeAlias, overload
+from functools import partial
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
+from jgrpo.models import moe
 from jgrpo.models.architecture import Architecture, axis_sizes, logical_axes
-from jgrpo.models.layers import attend, dense, rms_norm, rope, rope_angles
+from jgrpo.models.attention import XLA, Attention
+from jgrpo.models.cache import KV, PromptCache, Rings
+from jgrpo.models.int8 import Int8, last_dim
+from jgrpo.models.layers import attend, dense, in_dtype, rms_norm, rope, rope_angles
+from jgrpo.models.stack import rounded, through
 from jgrpo.types import AnyArray
 
 Params: TypeAlias = dict[str, Any]
@@ -28,39 +35,8 @@ Remat: TypeAlias = Literal["none", "full", "dots"]
 GraphDef: TypeAlias = nnx.GraphDef
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class KV:
-    """Keys and values of every layer.
-
-    Attributes:
-      k: keys, `[L, P, K, Lp, E]` for prompts, `[L, P, G, K, W, E]` for completions.
-      v: values, of the same shape.
-    """
-
-    # Any: trees of shardings and shapes with this structure are made from it.
-    k: Any
-    v: Any
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PromptCache:
-    """What the completions of a group share.
-
-    Attributes:
-      kv: keys and values of the prompts.
-      mask: `[P, Lp]`, True at real tokens.
-      lengths: `[P]`, number of real tokens: the position of the first completion token.
-    """
-
-    kv: KV
-    mask: Any
-    lengths: Any
-
-
 class Block(nnx.Module):
-    """One layer: attention and a gated feed-forward, each behind a norm and added to the stream."""
+    """One layer: attention and gated feed-forwards, each behind a norm and added to the stream."""
 
     def __init__(self, arch: Architecture, key: Array, dtype: str):
         self.arch = arch
@@ -72,7 +48,11 @@ class Block(nnx.Module):
         }
         self.attn_norm, self.mlp_norm = weights["attn_norm"], weights["mlp_norm"]
         self.q, self.k, self.v, self.o = (weights[name] for name in "qkvo")
-        self.gate, self.up, self.down = weights["gate"], weights["up"], weights["down"]
+        if arch.num_experts:
+            self.router, self.experts_gate = weights["router"], weights["experts_gate"]
+            self.experts_up, self.experts_down = weights["experts_up"], weights["experts_down"]
+        else:
+            self.gate, self.up, self.down = weights["gate"], weights["up"], weights["down"]
         if arch.qk_norm:
             self.q_norm, self.k_norm = weights["q_norm"], weights["k_norm"]
         if arch.qkv_bias:
@@ -98,25 +78,39 @@ class Block(nnx.Module):
         return rope(q, *angles), rope(k, *angles).swapaxes(2, 3), v.swapaxes(2, 3)
 
     def finish(
-        self, x: Float[Array, "P G T D"], mixed: Float[Array, "P G T H E"]
-    ) -> Float[Array, "P G T D"]:
-        """Adds the attention output and then the feed-forward output to the stream."""
-        o = self._cast(self.o)
-        x = x + dense(mixed.reshape(*x.shape[:-1], -1), o.reshape(-1, o.shape[-1]))
-        normed = rms_norm(x, self.mlp_norm[...], self.arch.norm_eps)
-        gate = jax.nn.silu(dense(normed, self._cast(self.gate)))
-        return x + dense(gate * dense(normed, self._cast(self.up)), self._cast(self.down))
+        self,
+        x: Float[Array, "P G T D"],
+        mixed: Float[Array, "P G T H E"],
+        routes: moe.Routes | None = None,
+        mesh: Mesh | None = None,
+    ) -> tuple[Float[Array, "P G T D"], moe.Routed | None]:
+        """Adds the attention output and then the feed-forward output to the stream.
 
-    def _cast(self, param: nnx.Param) -> Array:
-        return jnp.asarray(param[...], self.dtype)
+        Also what the router says, if there is one; `routes` and `mesh` are for `moe.mixture`.
+        """
+        x = x + dense(mixed, self._cast(self.o), inputs=2)
+        normed = rms_norm(x, self.mlp_norm[...], self.arch.norm_eps)
+        if self.arch.num_experts:
+            of_experts = (self.experts_gate, self.experts_up, self.experts_down)
+            experts = moe.Experts(*map(self._cast, of_experts))
+            y, routed = moe.mixture(
+                self.arch, self._cast(self.router), experts, normed, routes, mesh
+            )
+            return x + y, routed
+        gate = jax.nn.silu(dense(normed, self._cast(self.gate)))
+        return x + dense(gate * dense(normed, self._cast(self.up)), self._cast(self.down)), None
+
+    def _cast(self, param: nnx.Param) -> Any:
+        return in_dtype(param.get_value(), self.dtype)
 
 
 class Decoder(nnx.Module):
     """Embedding, the stacked blocks, the last norm, and the LM head unless it is tied."""
 
-    def __init__(self, arch: Architecture, key: Array, dtype: str):
+    def __init__(self, arch: Architecture, key: Array, dtype: str, attention: Attention):
         self.arch = arch
         self.dtype = dtype
+        self.attention = attention
         embed_key, head_key, layers_key = jax.random.split(key, 3)
         axes = logical_axes(arch)
         self.embed = _initial(arch, "embed", axes["embed"], embed_key)
@@ -129,21 +123,29 @@ class Decoder(nnx.Module):
 
     def embedded(self, tokens: Int[AnyArray, "P G T"]) -> Float[Array, "P G T D"]:
         """The stream before the first block. Ids outside the vocabulary are clipped: padding."""
-        rows = jnp.take(jnp.asarray(self.embed[...]), tokens, axis=0, mode="clip")
-        return rows.astype(self.dtype)
+        table = self.embed.get_value()
+        of = lambda x: jnp.take(jnp.asarray(x), tokens, axis=0, mode="clip")  # noqa: E731
+        return last_dim(jax.tree.map(of, table), jnp.float32).astype(self.dtype)
 
     def normed(self, x: Float[Array, "P G T D"]) -> Float[Array, "P G T D"]:
         """The stream after the last norm, ready for the LM head."""
         return rms_norm(x, self.final_norm[...], self.arch.norm_eps)
 
 
-def build(arch: Architecture, *, dtype: str, seed: int | None = None) -> tuple[GraphDef, Params]:
+def build(
+    arch: Architecture,
+    *,
+    dtype: str,
+    seed: int | None = None,
+    attention: Attention = XLA,
+) -> tuple[GraphDef, Params]:
     """Makes the static structure and the parameters of a model.
 
     Args:
       arch: the model.
       dtype: precision of activations and matrix products.
       seed: draws fresh float32 weights; None gives shapes (`jax.ShapeDtypeStruct`) only.
+      attention: what computes the attention of prompts and whole completions.
 
     Returns:
       The graph definition (hashable, to be closed over) and the parameters: matrices normal and
@@ -151,7 +153,7 @@ def build(arch: Architecture, *, dtype: str, seed: int | None = None) -> tuple[G
     """
 
     def make() -> Decoder:
-        return Decoder(arch, jax.random.key(0 if seed is None else seed), dtype)
+        return Decoder(arch, jax.random.key(0 if seed is None else seed), dtype, attention)
 
     model = nnx.eval_shape(make) if seed is None else make()
     graphdef, state = nnx.split(model, nnx.Param)
@@ -165,6 +167,7 @@ def prefill(
     mask: Bool[AnyArray, "P Lp"],
     *,
     remat: Remat = "none",
+    routes: moe.Routes | None = None,
 ) -> tuple[Float[Array, "P Lp D"], PromptCache]:
     """Reads prompts, causally.
 
@@ -174,158 +177,168 @@ def prefill(
       tokens: prompt ids, padded on the left.
       mask: True at real tokens.
       remat: what a backward pass recomputes per layer.
+      routes: what routers are told, of the experts of prompts `[P, Lp, L, k]`; or None.
 
     Returns:
       Hidden states after the last norm (without meaning at padding), and what completions need.
     """
-    model: Decoder = nnx.merge(graphdef, params)
+    model, rebuild = _merged(graphdef, params)
+    if routes is not None and routes.experts is not None:
+        routes = dataclasses.replace(routes, experts=jnp.asarray(routes.experts)[:, None])
     mask = jnp.asarray(mask)
     lengths = mask.sum(axis=1, dtype=jnp.int32)
     positions = jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
     angles = rope_angles(positions[:, None], model.arch)
-    visible = _causal(mask.shape[1])[None, None] & mask[:, None, None, :]
-    rebuild, layers = _scannable(model)
 
-    def layer(x: Array, layer_params: Any) -> tuple[Array, tuple[Array, Array]]:
+    def layer(x: Array, xs: tuple[Any, Any]) -> tuple[Array, tuple[KV, moe.Routed | None]]:
+        layer_params, told = xs
         block = rebuild(layer_params)
         q, k, v = block.project(x, angles)
-        return block.finish(x, attend(q, k, v, visible)), (k[:, 0], v[:, 0])
+        mixed = model.attention.prompts(q, k, v, mask)
+        x, routed = block.finish(x, mixed, told, model.attention.mesh)
+        return x, (KV(k=k[:, 0], v=v[:, 0]), routed)
 
     x = model.embedded(jnp.asarray(tokens)[:, None])
-    x, (k, v) = jax.lax.scan(_rematted(layer, remat), x, layers)
-    return model.normed(x)[:, 0], PromptCache(kv=KV(k=k, v=v), mask=mask, lengths=lengths)
-
-
-@overload
-def complete(
-    graphdef: GraphDef,
-    params: Params,
-    tokens: Int[AnyArray, "P G Tq"],
-    cache: PromptCache,
-    *,
-    own: KV,
-    offset: Int[AnyArray, ""] | int = 0,
-    remat: Remat = "none",
-) -> tuple[Float[Array, "P G Tq D"], KV]: ...
-
-
-@overload
-def complete(
-    graphdef: GraphDef,
-    params: Params,
-    tokens: Int[AnyArray, "P G Tq"],
-    cache: PromptCache,
-    *,
-    own: None = None,
-    offset: Int[AnyArray, ""] | int = 0,
-    remat: Remat = "none",
-) -> tuple[Float[Array, "P G Tq D"], None]: ...
+    layers = params["layers"]
+    x, (kv, routed) = through(_rematted(layer, remat), x, layers, moe.by_layer(routes, layers))
+    routed = jax.tree.map(lambda x: x[:, 0], moe.over_layers(routed))
+    cache = PromptCache(kv=kv, mask=mask, lengths=lengths, routed=routed)
+    return model.normed(x)[:, 0], cache
 
 
 def complete(
     graphdef: GraphDef,
     params: Params,
-    tokens: Int[AnyArray, "P G Tq"],
+    tokens: Int[AnyArray, "P G T"],
     cache: PromptCache,
     *,
-    own: KV | None = None,
-    offset: Int[AnyArray, ""] | int = 0,
     remat: Remat = "none",
-) -> tuple[Float[Array, "P G Tq D"], KV | None]:
-    """Runs completion tokens after their prompts; every token sees its whole prompt.
+    packed: tuple[Int[AnyArray, "P G T"], Int[AnyArray, "P G T"]] | None = None,
+    routes: moe.Routes | None = None,
+) -> tuple[Float[Array, "P G T D"], moe.Routed | None]:
+    """Runs completions after their prompts, all tokens at once; every token sees its whole prompt.
 
     Args:
       graphdef: from `build`.
       params: from `build` or a loader.
-      tokens: completion ids, contiguous from index `offset` of each completion.
+      tokens: completion ids from their first on.
       cache: the prompts, from `prefill` with the same parameters.
-      own: keys and values of the completion tokens before `offset`, with room up to width W for
-        these; None if these are all there is.
-      offset: number of completion tokens before these; must be 0 without `own`.
-      remat: what a backward pass recomputes per layer; only without `own`.
+      remat: what a backward pass recomputes per layer.
+      packed: the rows hold several completions behind each other: the number of the completion at
+        each position, of which it sees nothing else, and the number of its tokens before. None:
+        each row is one completion.
+      routes: what routers are told, of the experts of tokens `[P, G, T, L, k]`; or None.
 
     Returns:
-      Hidden states after the last norm, and `own` with these tokens written at `offset`.
+      Hidden states after the last norm, and what the routers say of the tokens, if there are any.
     """
-    model: Decoder = nnx.merge(graphdef, params)
-    Tq = tokens.shape[2]
-    start = jnp.asarray(offset, jnp.int32)
-    positions = jnp.asarray(cache.lengths)[:, None] + (start + jnp.arange(Tq))[None]
-    angles = rope_angles(positions[:, None], model.arch)
-    x = model.embedded(tokens)
-    rebuild, layers = _scannable(model)
-    if own is not None:
-        x, own = _with_own_cache(rebuild, layers, x, angles, cache, own, start)
-        return model.normed(x), own
-    visible = _causal(Tq)
+    model, rebuild = _merged(graphdef, params)
+    T = tokens.shape[2]
+    offsets, visible = jnp.arange(T)[None, None], None
+    if packed is not None:
+        numbers, offsets = map(jnp.asarray, packed)
+        of_same = numbers[..., :, None] == numbers[..., None, :]
+        visible = jnp.tril(jnp.ones((T, T), bool))[None, None] & of_same
+    angles = rope_angles(jnp.asarray(cache.lengths)[:, None, None] + offsets, model.arch)
 
-    def layer(x: Array, xs: tuple[Any, KV]) -> tuple[Array, None]:
-        layer_params, prompt = xs
+    def layer(x: Array, xs: tuple[Any, Any, Any]) -> tuple[Array, tuple[moe.Routed | None]]:
+        layer_params, prompt, told = xs
         block = rebuild(layer_params)
         q, k, v = block.project(x, angles)
-        mixed = attend(q, k, v, visible, (prompt.k, prompt.v, cache.mask))
-        return block.finish(x, mixed), None
+        shared = (prompt.k, prompt.v, cache.mask)
+        if visible is None:
+            mixed = model.attention.completions(q, k, v, shared)
+        else:
+            mixed = attend(q, k, v, visible, shared)
+        x, routed = block.finish(x, mixed, told, model.attention.mesh)
+        return x, (routed,)
 
-    x, _ = jax.lax.scan(_rematted(layer, remat), x, (layers, cache.kv))
-    return model.normed(x), None
+    x, layers = model.embedded(tokens), params["layers"]
+    assert isinstance(cache.kv, tuple) == isinstance(layers, tuple), "prompts read by other layers"
+    told = moe.by_layer(routes, layers)
+    x, (routed,) = through(_rematted(layer, remat), x, layers, cache.kv, told)
+    return model.normed(x), moe.over_layers(routed)
+
+
+def extend(
+    graphdef: GraphDef,
+    params: Params,
+    token: Int[Array, "P G"],
+    cache: PromptCache,
+    own: Rings,
+    *,
+    at: Int[Array, ""],
+    before: Int[Array, "P G"],
+    visible: Bool[Array, "P G W"],
+) -> tuple[Float[Array, "P G D"], Rings, moe.Routed | None]:
+    """Runs one more token of every completion, with the keys and values of those before it.
+
+    Args:
+      graphdef: from `build`.
+      params: from `build`, a loader or `stack.unstacked`.
+      token: one id per completion.
+      cache: the prompts, from `prefill` with the same parameters.
+      own: keys and values of the completions, W positions each, in any order, from `empty_rings`.
+      at: the position of `own` that this token's are written to.
+      before: number of completion tokens before this one.
+      visible: True at the positions of `own` that this token sees, `at` among them.
+
+    Returns:
+      Hidden states after the last norm, `own` with this token, and what the routers say of it.
+    """
+    model, rebuild = _merged(graphdef, params)
+    positions = jnp.asarray(cache.lengths)[:, None] + before
+    angles = rope_angles(positions[..., None], model.arch)
+    seen, layout = visible[:, :, None], {"positions_last": isinstance(own, tuple)}
+
+    def layer(x: Array, layer_params: Any, prompt: KV, put: Any) -> tuple[Array, Any, Any]:
+        block = rebuild(layer_params)
+        q, k, v = block.project(x, angles)
+        own_k, own_v, rings = put(k, v)
+        shared = (last_dim(prompt.k, q.dtype), last_dim(prompt.v, q.dtype), cache.mask)
+        mixed = attend(q, own_k, own_v, seen, shared, **layout)
+        x, routed = block.finish(x, mixed, mesh=model.attention.mesh)
+        return x, rings, routed
+
+    x = model.embedded(token[..., None])
+    if isinstance(own, tuple):
+        prompts, new, said = cache.kv, [], []
+        assert isinstance(prompts, tuple), "the prompts were read by stacked layers"
+        for layer_params, prompt, rings in zip(params["layers"], prompts, own, strict=True):
+            x, rings, routed = layer(x, layer_params, prompt, partial(rings.put, at))
+            x = rounded(x)
+            new.append(rings)
+            said.append(routed)
+        return model.normed(x)[:, :, 0], tuple(new), moe.over_layers(tuple(said))
+
+    def scanned(carry: tuple[Array, KV], xs: Any) -> tuple[tuple[Array, KV], Any]:
+        x, own = carry
+        index, layer_params, prompt = xs
+        x, own, routed = layer(x, layer_params, prompt, partial(own.put_in_layer, index, at))
+        return (x, own), routed
+
+    index = jnp.arange(jax.tree.leaves(own)[0].shape[0])
+    (x, own), said = jax.lax.scan(scanned, (x, own), (index, params["layers"], cache.kv))
+    return model.normed(x)[:, :, 0], own, moe.over_layers(said)
 
 
 def head_weight(params: Params) -> Float[AnyArray, "V D"]:
-    """The LM head: its own matrix, or the embedding if they are tied."""
-    return params["lm_head"] if "lm_head" in params else params["embed"]
+    """The LM head in floats: its own matrix, or the embedding if they are tied."""
+    return _head(params)
 
 
 def logits(params: Params, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
     """Next-token logits, float32, multiplied in the dtype of `hidden`; for few positions only."""
-    weight = jnp.asarray(head_weight(params), hidden.dtype)
-    return jnp.einsum("...d,vd->...v", hidden, weight, preferred_element_type=jnp.float32)
+    head = _head(params)
+    weight = jnp.asarray(head.values if isinstance(head, Int8) else head, hidden.dtype)
+    product = jnp.einsum("...d,vd->...v", hidden, weight, preferred_element_type=jnp.float32)
+    if not isinstance(head, Int8):
+        return product
+    return product * head.scale.reshape((1,) * (product.ndim - 1) + (-1,))
 
 
-def empty_own(cache: PromptCache, group_size: int, width: int) -> KV:
-    """A zeroed cache for `width` tokens of each of `group_size` completions of every prompt."""
-
-    def zeros(prompt: Float[Array, "L P K Lp E"]) -> Float[Array, "L P G K W E"]:
-        layers, p, heads, _, e = prompt.shape
-        return jnp.zeros((layers, p, group_size, heads, width, e), prompt.dtype)
-
-    return jax.tree.map(zeros, cache.kv)
-
-
-def _with_own_cache(
-    rebuild: Any,
-    layers: Any,
-    x: Float[Array, "P G Tq D"],
-    angles: tuple[Array, Array],
-    cache: PromptCache,
-    own: KV,
-    start: Int[Array, ""],
-) -> tuple[Float[Array, "P G Tq D"], KV]:
-    """Runs the layers with the completions' cache in the carry.
-
-    The whole cache is carried and written in place at (layer, start): as a scanned output it
-    would be copied in full at every step.
-    """
-    Tq, W = x.shape[2], own.k.shape[4]
-    visible = jnp.arange(W)[None] <= (start + jnp.arange(Tq))[:, None]
-
-    def layer(carry: tuple[Array, KV], xs: tuple[Array, Any, KV]) -> tuple[tuple[Array, KV], None]:
-        x, own = carry
-        index, layer_params, prompt = xs
-        block = rebuild(layer_params)
-        q, k, v = block.project(x, angles)
-        at = (index, 0, 0, 0, start, 0)
-        own = KV(
-            k=jax.lax.dynamic_update_slice(own.k, k[None].astype(own.k.dtype), at),
-            v=jax.lax.dynamic_update_slice(own.v, v[None].astype(own.v.dtype), at),
-        )
-        own_k = jax.lax.dynamic_index_in_dim(own.k, index, keepdims=False)
-        own_v = jax.lax.dynamic_index_in_dim(own.v, index, keepdims=False)
-        mixed = attend(q, own_k, own_v, visible, (prompt.k, prompt.v, cache.mask))
-        return (block.finish(x, mixed), own), None
-
-    index = jnp.arange(own.k.shape[0])
-    (x, own), _ = jax.lax.scan(layer, (x, own), (index, layers, cache.kv))
-    return x, own
+def _head(params: Params) -> Any:
+    return params["lm_head"] if "lm_head" in params else params["embed"]
 
 
 def _initial(arch: Architecture, name: str, axes: tuple[str, ...], key: Array) -> nnx.Param:
@@ -342,20 +355,20 @@ def _initial(arch: Architecture, name: str, axes: tuple[str, ...], key: Array) -
     if name.endswith("bias"):
         return nnx.Param(jnp.zeros(shape, jnp.float32))
     inputs = {"o": shape[:-1], "down": shape[:1], "embed": shape[1:], "lm_head": shape[1:]}
-    scale = math.prod(inputs.get(name, shape[:1])) ** -0.5
-    if name in ("o", "down"):
+    of_one = shape[1:2] if name.startswith("experts") else shape[:1]
+    scale = math.prod(inputs.get(name, of_one)) ** -0.5
+    if name in ("o", "down", "experts_down"):
         scale /= (2 * arch.num_layers) ** 0.5
     return nnx.Param(scale * jax.random.normal(key, shape, jnp.float32))
 
 
-def _causal(width: int) -> Bool[Array, "T T"]:
-    return jnp.tril(jnp.ones((width, width), bool))
-
-
-def _scannable(model: Decoder) -> tuple[Any, Any]:
-    """The stacked blocks as (function from one layer's parameters to its block, parameters)."""
-    graphdef, layers = nnx.split(model.layers, nnx.Param)
-    return lambda layer_params: nnx.merge(graphdef, layer_params), layers
+def _merged(graphdef: GraphDef, params: Params) -> tuple[Decoder, Any]:
+    """The model, and the function from one layer's parameters to its block."""
+    layers = params["layers"]
+    like = layers[0] if isinstance(layers, tuple) else layers
+    model: Decoder = nnx.merge(graphdef, params | {"layers": like})
+    block, _ = nnx.split(model.layers, nnx.Param)
+    return model, partial(nnx.merge, block)
 
 
 def _rematted(layer: Any, remat: Remat) -> Any:

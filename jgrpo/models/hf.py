@@ -15,10 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
+from safetensors import numpy as safetensors
 from transformers import PreTrainedTokenizerBase
 
 from jgrpo.files import read_json
 from jgrpo.models.architecture import (
+    EXPERTS,
+    INPUT_DIMS,
     Architecture,
     axis_sizes,
     from_hf,
@@ -103,14 +106,13 @@ def assemble(
     shapes = _shapes(arch)
     dtype = jnp.dtype(param_dtype)
     params: Params = {"layers": {}}
-    for name, (path, layer) in table.items():
+    for name, (path, index) in table.items():
         *parents, leaf = path
         node = params["layers"] if parents else params
-        shape = shapes[path]
         if leaf not in node:
-            node[leaf] = np.empty(shape, dtype)
+            node[leaf] = np.empty(shapes[path], dtype)
         tensor = read(name)
-        target = shape if layer is None else shape[1:]
+        target = shapes[path][len(index) :]
         expected = _hf_shape(leaf, target)
         if tensor.shape != expected:
             raise ValueError(
@@ -119,11 +121,7 @@ def assemble(
             )
         if leaf in _INPUT_DIMS:
             tensor = tensor.T
-        value = tensor.reshape(target)
-        if layer is None:
-            node[leaf][...] = value
-        else:
-            node[leaf][layer] = value
+        node[leaf][index] = tensor.reshape(target)
     return params
 
 
@@ -140,8 +138,8 @@ def save(
 ) -> None:
     """Writes a directory that transformers, vLLM and SGLang load.
 
-    One tensor at a time is converted and written, so the memory needed beyond the weights is that
-    of the largest tensor, whatever the size of a shard.
+    One file at a time is converted and written, so the memory needed beyond the weights is twice
+    the largest shard: its tensors, and its bytes.
 
     Args:
       directory: created if needed; must not hold weights yet.
@@ -173,7 +171,7 @@ def save(
         _write_json(directory / _INDEX, {"metadata": metadata, "weight_map": weight_map})
     config = {**to_hf(arch), "torch_dtype": jnp.dtype(dtype).name}
     if tokenizer is not None:
-        _write_tokenizer(directory, tokenizer)
+        write_tokenizer(directory, tokenizer)
         config |= {
             "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id,
@@ -210,8 +208,8 @@ def plan_shards(
     shapes = _shapes(arch)
     shards: list[dict[str, tuple[int, ...]]] = [{}]
     filled = 0
-    for name, (path, layer) in tensor_names(arch).items():
-        shape = _hf_shape(path[-1], shapes[path] if layer is None else shapes[path][1:])
+    for name, (path, index) in tensor_names(arch).items():
+        shape = _hf_shape(path[-1], shapes[path][len(index) :])
         size = _num_bytes(shape, dtype)
         if shards[-1] and filled + size > max_shard_bytes:
             shards.append({})
@@ -226,16 +224,24 @@ def plan_shards(
     }
 
 
-def tensor_names(arch: Architecture) -> dict[str, tuple[tuple[str, ...], int | None]]:
-    """Hugging Face name of every tensor -> (path in our parameters, layer or None)."""
-    table: dict[str, tuple[tuple[str, ...], int | None]] = {}
+def tensor_names(arch: Architecture) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
+    """Hugging Face name of every tensor -> (path in our parameters, index in what stands there).
+
+    The index is the layer, then the expert; empty for what is no layer's.
+    """
+    table: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {}
     for leaf, value in logical_axes(arch).items():
         if leaf != "layers":
-            table[_TOP[leaf]] = ((leaf,), None)
+            table[_TOP[leaf]] = ((leaf,), ())
             continue
         for layer in range(arch.num_layers):
-            for name in value:
-                table[f"model.layers.{layer}.{_LAYER[name]}"] = (("layers", name), layer)
+            for name, (_, *axes) in value.items():
+                ours, theirs = ("layers", name), f"model.layers.{layer}.{_LAYER[name]}"
+                if axes[0] != "experts":
+                    table[theirs] = (ours, (layer,))
+                    continue
+                for expert in range(arch.num_experts):
+                    table[theirs.format(expert)] = (ours, (layer, expert))
     return table
 
 
@@ -268,32 +274,25 @@ def _write_safetensors(
     shapes: Mapping[str, tuple[int, ...]],
     dtype: str,
 ) -> None:
-    """Writes one file: the length of the header, the header, and the tensors one after another."""
+    """Writes one file of weights."""
     table = tensor_names(arch)
-    # Other libraries refuse files that do not name a framework's layout.
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
+    tensors = {name: _tensor(name, params, *table[name], dtype) for name in shapes}
     for name, shape in shapes.items():
-        begin, end = end, end + _num_bytes(shape, dtype)
-        header[name] = {"dtype": _CODES[dtype], "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # so that the tensors are aligned
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little"))
-        file.write(text)
-        for name, shape in shapes.items():
-            tensor = _tensor(name, params, *table[name], dtype)
-            assert tensor.shape == shape, f"{name} has shape {tensor.shape}, not {shape}"
-            file.write(tensor.reshape(-1).view(np.uint8).data)
+        found = tensors[name].shape
+        assert found == shape, f"{name} has shape {found}, not {shape}"
+    # Other libraries refuse files that do not name a framework's layout. We write the bytes
+    # ourselves: `save_file` makes files that only their owner may read, and its errors have no
+    # errno.
+    path.write_bytes(safetensors.save(tensors, metadata={"format": "pt"}))
 
 
 def _tensor(
-    name: str, params: Params, path: tuple[str, ...], layer: int | None, dtype: str
+    name: str, params: Params, path: tuple[str, ...], index: tuple[int, ...], dtype: str
 ) -> Shaped[np.ndarray, "..."]:
     """One tensor in the layout of its file and in the asked precision."""
     *parents, leaf = path
     stacked = params["layers"][leaf] if parents else params[leaf]
-    exact = np.asarray(stacked if layer is None else stacked[layer])
+    exact = np.asarray(stacked[index])
     with np.errstate(over="ignore"):
         value = exact.astype(jnp.dtype(dtype))
     if not np.isfinite(value).all():
@@ -316,17 +315,18 @@ def _num_bytes(shape: tuple[int, ...], dtype: str) -> int:
 
 
 def _itemsize(dtype: str) -> int:
-    if dtype not in _CODES:
-        raise ValueError(f"dtype: must be one of {', '.join(_CODES)}, got {dtype!r}")
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype: must be one of {', '.join(_DTYPES)}, got {dtype!r}")
     return jnp.dtype(dtype).itemsize
 
 
-def _write_tokenizer(directory: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def write_tokenizer(directory: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Writes the files of a tokenizer, under a class name that transformers 4 knows too."""
     tokenizer.save_pretrained(str(directory))
     path = directory / "tokenizer_config.json"
     config = read_json(path)
     if config.get("tokenizer_class") == "TokenizersBackend":
-        # The name that transformers 4, and with it most servers, knows this class by.
+        # Most servers are of transformers 4.
         _write_json(path, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
 
 
@@ -364,8 +364,8 @@ def _first(names: list[str]) -> str:
     return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"
 
 
-# Names of the precisions in safetensors files.
-_CODES: Mapping[str, str] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+# Precisions that weights are written in.
+_DTYPES = ("float32", "bfloat16", "float16")
 
 _TOP: Mapping[str, str] = {
     "embed": "model.embed_tokens.weight",
@@ -388,7 +388,11 @@ _LAYER: Mapping[str, str] = {
     "gate": "mlp.gate_proj.weight",
     "up": "mlp.up_proj.weight",
     "down": "mlp.down_proj.weight",
+    "router": "mlp.gate.weight",
+    "experts_gate": "mlp.experts.{}.gate_proj.weight",
+    "experts_up": "mlp.experts.{}.up_proj.weight",
+    "experts_down": "mlp.experts.{}.down_proj.weight",
 }
 
-# How many of our leading dimensions are a linear layer's input; the rest are its output.
-_INPUT_DIMS: Mapping[str, int] = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1}
+# How many of our leading dims are a linear layer's input in a file; the rest are its output.
+_INPUT_DIMS: Mapping[str, int] = {**INPUT_DIMS, **dict.fromkeys(("router", *EXPERTS), 1)}

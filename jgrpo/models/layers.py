@@ -5,12 +5,18 @@ positions, H query heads, K key/value heads, R = H / K, E head width. Parameters
 `decoder.py`.
 """
 
+import dataclasses
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jgrpo.models.architecture import Architecture
+from jgrpo.models.int8 import Int8
+from jgrpo.models.lora import LowRank, Quantized
 from jgrpo.types import AnyArray
 
 # Finite, so that a row with no visible key (a prompt of padding alone) yields numbers, not NaN.
@@ -79,23 +85,59 @@ def rope(
     return rotated.astype(x.dtype)
 
 
-def dense(x: Float[Array, "*B N"], weight: Float[Array, "N ..."]) -> Float[Array, "..."]:
-    """Multiplies the last dimension by a matrix, as one two-dimensional product.
+def dense(
+    x: Float[Array, "..."],
+    weight: Float[Array, "..."] | Int8 | Quantized | LowRank,
+    inputs: int = 1,
+) -> Float[Array, "..."]:
+    """Multiplies the last dims by a matrix, as one two-dimensional product, in the dtype of `x`.
 
     With several leading dims in the product, XLA's CPU backend takes four times as long for the
     gradient of the weight, because it contracts over all of them.
+
+    Args:
+      x: what is multiplied.
+      weight: its first dims are the last of `x`; with `Int8` one scale for each of the others.
+        With `LowRank` what the adapter adds comes from two narrow products of its own.
+      inputs: how many dims are summed over.
     """
-    flat = x.reshape(-1, x.shape[-1]) @ weight.reshape(weight.shape[0], -1)
-    return flat.reshape(*x.shape[:-1], *weight.shape[1:])
+    if isinstance(weight, LowRank):
+        product = dense(x, weight.base, inputs)
+        if weight.a is None:
+            return product
+        return product + weight.scale * dense(dense(x, weight.a, inputs), weight.b)
+    if isinstance(weight, Quantized):
+        # Computed again by a backward pass, which would keep the floats of every layer otherwise.
+        of_floats = lambda x, weight: dense(x, weight.floats().astype(x.dtype), inputs)  # noqa: E731
+        return jax.checkpoint(of_floats)(x, weight)
+    matrix = weight.values if isinstance(weight, Int8) else weight
+    shape = (*x.shape[: x.ndim - inputs], *matrix.shape[inputs:])
+    width = math.prod(matrix.shape[:inputs])
+    flat_x, flat = x.reshape(-1, width), matrix.reshape(width, -1)
+    if not isinstance(weight, Int8):
+        return (flat_x @ flat).reshape(shape)
+    product = jnp.matmul(flat_x, flat.astype(x.dtype), preferred_element_type=jnp.float32)
+    return (product * weight.scale.reshape(1, -1)).astype(x.dtype).reshape(shape)
+
+
+def in_dtype(weight: Any, dtype: str) -> Any:
+    """A weight as it is multiplied: in floats of a precision; what has fewer bits stays so."""
+    if isinstance(weight, LowRank):
+        parts = {"base": weight.base, "a": weight.a, "b": weight.b}
+        cast = {name: None if x is None else in_dtype(x, dtype) for name, x in parts.items()}
+        return dataclasses.replace(weight, **cast)
+    return weight if isinstance(weight, Int8 | Quantized) else jnp.asarray(weight, dtype)
 
 
 def attend(
     q: Float[Array, "P G Tq H E"],
-    own_k: Float[Array, "P G K Tk E"],
+    own_k: Float[Array, "P G K Tk E"] | Float[Array, "P G K E Tk"],
     own_v: Float[Array, "P G K Tk E"],
-    own_mask: Bool[Array, "Tq Tk"] | Bool[Array, "P 1 Tq Tk"],
+    own_mask: Bool[Array, "Tq Tk"] | Bool[Array, "P 1 Tq Tk"] | Bool[Array, "P G Tq Tk"],
     prefix: tuple[Float[Array, "P K Lp E"], Float[Array, "P K Lp E"], Bool[Array, "P Lp"]]
     | None = None,
+    *,
+    positions_last: bool = False,
 ) -> Float[Array, "P G Tq H E"]:
     """Softmax attention over each row's own keys and the keys its whole group shares.
 
@@ -110,6 +152,7 @@ def attend(
       own_v: values of the row's own tokens.
       own_mask: True where a query sees an own key.
       prefix: keys, values and mask (True at real tokens) of the prompt, all seen; or None.
+      positions_last: `own_k` comes as `[P, G, K, E, Tk]`, the layout of `LayerRings`.
 
     Returns:
       The mixed values in the dtype of `q`. A query that sees no key at all gets finite numbers
@@ -120,12 +163,14 @@ def attend(
       normalised outputs weighted by their log-sum-exp.
     """
     P, G, Tq, H, E = q.shape
-    K, Tk = own_k.shape[2:4]
+    K = own_k.shape[2]
     R = H // K
     # Heads before positions and leading dims merged: plain batched matrix products.
     q_PGKTRE = (q * E**-0.5).reshape(P, G, Tq, K, R, E).transpose(0, 1, 3, 2, 4, 5)
-    visible = jnp.broadcast_to(own_mask, (P, 1, Tq, Tk))[:, :, None, :, None]
-    logits = jnp.where(visible, _scores(q_PGKTRE, own_k), _MASKED)
+    own_mask = own_mask.reshape((1,) * (4 - own_mask.ndim) + own_mask.shape)
+    visible = own_mask[:, :, None, :, None]
+    scores = _scores(q_PGKTRE, own_k, "nes" if positions_last else "nse")
+    logits = jnp.where(visible, scores, _MASKED)
     peak = logits.max(axis=-1)
     if prefix is None:
         mixed, total = _weigh(logits, peak, own_v)
@@ -141,14 +186,16 @@ def attend(
     return mixed.transpose(0, 1, 3, 2, 4, 5).reshape(P, G, Tq, H, E)
 
 
-def _scores(q: Float[Array, "... E"], k: Float[Array, "*N S E"]) -> Float[Array, "... S"]:
+def _scores(
+    q: Float[Array, "... E"], k: Float[Array, "*N S E"] | Float[Array, "*N E S"], dims: str = "nse"
+) -> Float[Array, "... S"]:
     """Products of queries with the keys of their leading indices; in float32.
 
     The leading dims of the keys lead the queries too; all others are queries of one key set.
     """
     keys = k.reshape(-1, *k.shape[-2:])
     queries = q.reshape(keys.shape[0], -1, q.shape[-1])
-    scores = jnp.einsum("nme,nse->nms", queries, keys, preferred_element_type=jnp.float32)
+    scores = jnp.einsum(f"nme,{dims}->nms", queries, keys, preferred_element_type=jnp.float32)
     return scores.reshape(*q.shape[:-1], -1)
 
 

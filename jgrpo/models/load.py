@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from jgrpo.files import read_json
 from jgrpo.models import gguf, hf
 from jgrpo.models.architecture import Architecture, from_hf
+from jgrpo.models.attention import XLA, Attention
 from jgrpo.models.decoder import GraphDef, Params, build
 
 _ASSETS = Path(str(resources.files("jgrpo") / "assets"))
@@ -46,6 +47,7 @@ def load(
     seed: int = 0,
     dtype: str = "float32",
     param_dtype: str = "float32",
+    attention: Attention = XLA,
 ) -> LoadedModel:
     """Loads a model and its tokenizer.
 
@@ -56,11 +58,12 @@ def load(
       seed: of the fresh weights.
       dtype: precision of activations and matrix products.
       param_dtype: precision of the weights.
+      attention: what computes the attention of prompts and whole completions.
 
     Raises:
       ValueError: if nothing is found (saying where was looked), or what is found does not fit.
     """
-    source = _locate(path)
+    source = located(path)
     generation: dict[str, Any] = {}
     if source.suffix == ".gguf":
         arch, params, tokenizer = gguf.load(source, param_dtype)
@@ -75,7 +78,7 @@ def load(
         raise ValueError(
             f"{path}: the tokenizer has {len(tokenizer)} tokens, the model only {arch.vocab_size}"
         )
-    graphdef, _ = build(arch, dtype=dtype)
+    graphdef, _ = build(arch, dtype=dtype, attention=attention)
     if init == "random":
         _, fresh = build(arch, dtype=dtype, seed=seed)
         params = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(param_dtype)), fresh)
@@ -103,7 +106,7 @@ def architecture(path: str) -> Architecture:
     known = _ASSETS / "architectures" / f"{path.replace('/', '--')}.json"
     if known.is_file() and not Path(path).expanduser().exists():
         return from_hf(read_json(known))
-    source = _locate(path)
+    source = located(path)
     return gguf.architecture(source) if source.suffix == ".gguf" else hf.load_architecture(source)
 
 
@@ -116,12 +119,19 @@ def tokenizer(path: str) -> PreTrainedTokenizerBase:
     Raises:
       ValueError: as `load` does.
     """
-    source = _locate(path)
+    source = located(path)
     return load(path).tokenizer if source.suffix == ".gguf" else _load_tokenizer(source)
 
 
-def _locate(path: str) -> Path:
-    """The local directory or file behind a model path; downloads a Hugging Face id."""
+def located(path: str) -> Path:
+    """The local directory or file behind a model path; downloads a Hugging Face id.
+
+    Args:
+      path: as for `load`.
+
+    Raises:
+      ValueError: if nothing is found, saying where was looked.
+    """
     if path == "tiny":
         return _ASSETS / "tiny"
     local = Path(path).expanduser()

@@ -1,9 +1,11 @@
 """Log-probs of given tokens from hidden states, without ever holding all logits at once.
 
-Letters: N tokens, V vocabulary, D model width. Everything leaves in float32, in nats.
+Letters: N tokens, C tokens of a chunk, V vocabulary, D model width. Everything leaves in float32,
+in nats.
 """
 
-from typing import Literal, TypeAlias
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,29 @@ from jaxtyping import Array, Float, Int
 
 from jgrpo.types import AnyArray
 
+_LOGITS_AT_ONCE = 2**27
+
 Entropy: TypeAlias = Literal["none", "value", "gradient"]
+
+
+class _Settings(NamedTuple):
+    """What does not change the shapes of arguments: hashable, so that it is compiled in."""
+
+    inverse_temperature: float
+    num_chunks: int
+    entropy: Entropy
+    split_vocabulary: bool
+
+
+class _Law(NamedTuple):
+    """What the backward pass must know of each token's law besides its logits.
+
+    Peak and log-sum apart: their sum would round the log-sum away beside a large logit.
+    """
+
+    peak: Array
+    log_total: Array
+    entropy: Array | None
 
 
 def token_logps(
@@ -22,55 +46,140 @@ def token_logps(
     temperature: float,
     chunk_tokens: int,
     entropy: Entropy,
+    split_vocabulary: bool = False,
 ) -> tuple[Float[Array, " N"], Float[Array, " N"] | None]:
     """Log-prob of each target under softmax(hidden @ head.T / temperature), full vocabulary.
 
-    At most `chunk_tokens` rows of logits exist at once, in the backward pass too: each chunk is
-    recomputed there. If one chunk suffices nothing is recomputed.
+    At most `chunk_tokens` rows of logits exist at once, in the backward pass too, which computes
+    them again. (Of a single chunk the compiler keeps the logits instead.) Chunks take rows in turn,
+    so that on a mesh each has rows of every device.
 
     Args:
-      hidden: hidden states after the last norm; the matrix product runs in their dtype and adds
+      hidden: hidden states after the last norm; the matrix products run in their dtype and add
         up in float32.
       head: LM head, any float dtype.
       targets: token ids.
       temperature: of the sampler; 0 (greedy) means 1.
       chunk_tokens: rows of logits held at once.
       entropy: also return that of the tempered distribution, as a plain value or differentiable.
+      split_vocabulary: the rows of the head are on several devices. Targets are then found by
+        comparing, which needs no other device's logits.
 
     Returns:
       Log-probs, and entropies or None.
     """
+    num_chunks = max(1, -(-hidden.shape[0] // chunk_tokens))
     inverse_temperature = 1.0 / temperature if temperature else 1.0
+    settings = _Settings(inverse_temperature, num_chunks, entropy, split_vocabulary)
+    return _logps(settings, hidden, jnp.asarray(head), targets)
 
-    def direct(hidden: Array, targets: Array) -> tuple[Array, Array | None]:
-        # Cast here, not before the loop: the gradient of the head then adds up over the chunks
-        # in the head's own dtype.
-        logits_NV = inverse_temperature * jnp.einsum(
-            "nd,vd->nv",
-            hidden,
-            jnp.asarray(head, hidden.dtype),
-            preferred_element_type=jnp.float32,
-        )
-        # All log-probs at once: the target's and the entropy's then lose nothing to cancellation
-        # where one token holds nearly all the mass.
-        logp_NV = jax.nn.log_softmax(logits_NV, axis=-1)
-        # A comparison instead of a gather: its transpose is elementwise, not a scatter.
-        hit_NV = jnp.arange(logits_NV.shape[1])[None] == targets[:, None]
-        logp_N = jnp.where(hit_NV, logp_NV, 0.0).sum(axis=-1)
-        if entropy == "none":
-            return logp_N, None
-        if entropy == "value":
-            logp_NV = jax.lax.stop_gradient(logp_NV)
-        return logp_N, -(jnp.exp(logp_NV) * logp_NV).sum(axis=-1)
 
-    N = hidden.shape[0]
-    if chunk_tokens >= N:
-        return direct(hidden, targets)
-    num_chunks = -(-N // chunk_tokens)
-    padding = num_chunks * chunk_tokens - N
-    hidden_CND = jnp.pad(hidden, ((0, padding), (0, 0))).reshape(num_chunks, chunk_tokens, -1)
-    targets_CN = jnp.pad(targets, (0, padding)).reshape(num_chunks, chunk_tokens)
-    logp, spread = jax.lax.map(
-        lambda chunk: jax.checkpoint(direct)(*chunk), (hidden_CND, targets_CN)
-    )
-    return logp.reshape(-1)[:N], None if spread is None else spread.reshape(-1)[:N]
+def chunk_tokens(wanted: int, vocabulary: int) -> int:
+    """Tokens of a chunk: those wanted, or for 0 as many as make 512 MiB of logits."""
+    return wanted or max(1, _LOGITS_AT_ONCE // vocabulary)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _logps(
+    settings: _Settings, hidden: Array, head: Array, targets: Array
+) -> tuple[Array, Array | None]:
+    logp, law = _forward(settings, hidden, head, targets)
+    return logp, law.entropy
+
+
+def _forward(settings: _Settings, hidden: Array, head: Array, targets: Array) -> tuple[Array, _Law]:
+    def one(chunk: tuple[Array, Array]) -> tuple[Array, _Law]:
+        hidden, targets = chunk
+        shifted, peak = _shifted(settings, hidden, head)
+        mass = jnp.exp(shifted)
+        total = mass.sum(axis=-1)
+        log_total = jnp.log(total)
+        # The target's and the entropy's terms have one sign each, so that nothing cancels where
+        # one token holds nearly all the mass.
+        logp = _at_targets(settings, shifted, targets) - log_total
+        if settings.entropy == "none":
+            return logp, _Law(peak, log_total, None)
+        spread = log_total - (mass * shifted).sum(axis=-1) / total
+        return logp, _Law(peak, log_total, spread)
+
+    return _over_chunks(settings, one, (hidden, targets))
+
+
+def _at_targets(settings: _Settings, logits: Array, targets: Array) -> Array:
+    if settings.split_vocabulary:
+        # The partitioner of jaxlib 0.10.2 aborts on a lookup along a split dim in a shard_map.
+        hit = jnp.arange(logits.shape[1])[None] == targets[:, None]
+        return jnp.where(hit, logits, 0.0).sum(axis=1)
+    return jnp.take_along_axis(logits, targets[:, None], axis=1, mode="clip")[:, 0]
+
+
+def _keep(
+    settings: _Settings, hidden: Array, head: Array, targets: Array
+) -> tuple[tuple[Array, Array | None], Any]:
+    logp, law = _forward(settings, hidden, head, targets)
+    return (logp, law.entropy), (hidden, head, targets, law)
+
+
+def _backward(settings: _Settings, kept: Any, slopes: tuple[Array, Array | None]) -> Any:
+    hidden, head, targets, law = kept
+    by_chunk = _cut(settings, (hidden, targets, law, slopes))
+
+    def one(total: Array, chunk: Any) -> tuple[Array, Array]:
+        hidden, targets, law, (of_logp, of_entropy) = chunk
+        shifted, _ = _shifted(settings, hidden, head, law.peak)
+        logp = shifted - law.log_total[:, None]
+        # A comparison instead of a scatter: elementwise, in one pass with the rest.
+        hit = jnp.arange(head.shape[0])[None] == targets[:, None]
+        slope = jnp.where(hit, of_logp[:, None], 0.0) - of_logp[:, None] * jnp.exp(logp)
+        if settings.entropy == "gradient":
+            slope -= of_entropy[:, None] * jnp.exp(logp) * (logp + law.entropy[:, None])
+        slope = (settings.inverse_temperature * slope).astype(hidden.dtype)
+        to_hidden = slope @ jnp.asarray(head, hidden.dtype)
+        to_head = jnp.einsum("cv,cd->vd", slope, hidden, preferred_element_type=jnp.float32)
+        return total + to_head, to_hidden
+
+    if settings.num_chunks == 1:
+        to_head, to_hidden = one(jnp.zeros(()), jax.tree.map(lambda x: x[0], by_chunk))
+        return to_hidden, to_head.astype(head.dtype), None
+    to_head, to_hidden = jax.lax.scan(one, jnp.zeros(head.shape, jnp.float32), by_chunk)
+    return _uncut(to_hidden, hidden.shape[0]), to_head.astype(head.dtype), None
+
+
+_logps.defvjp(_keep, _backward)
+
+
+def _shifted(
+    settings: _Settings, hidden: Array, head: Array, peak: Array | None = None
+) -> tuple[Array, Array]:
+    """Tempered logits less their row's peak, [C, V], and the peaks."""
+    # Cast here, not before the loop, so that no cast copy of the head outlives a chunk.
+    weight = jnp.asarray(head, hidden.dtype)
+    logits = jnp.einsum("cd,vd->cv", hidden, weight, preferred_element_type=jnp.float32)
+    logits = settings.inverse_temperature * logits
+    peak = logits.max(axis=-1) if peak is None else peak
+    return logits - peak[:, None], peak
+
+
+def _over_chunks(settings: _Settings, function: Any, arrays: Any) -> Any:
+    """Maps over chunks of rows; one chunk runs without a loop, and without a copy."""
+    if settings.num_chunks == 1:
+        return function(arrays)
+    count = jax.tree.leaves(arrays)[0].shape[0]
+    return jax.tree.map(lambda x: _uncut(x, count), jax.lax.map(function, _cut(settings, arrays)))
+
+
+def _cut(settings: _Settings, arrays: Any) -> Any:
+    """Deals rows [N, ...] out in turn into [chunks, C, ...]; the last may be filled with zeros."""
+
+    def one(x: Array) -> Array:
+        chunks = settings.num_chunks
+        padding = -x.shape[0] % chunks
+        x = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)) if padding else x
+        return jnp.swapaxes(x.reshape(-1, chunks, *x.shape[1:]), 0, 1)
+
+    return jax.tree.map(one, arrays)
+
+
+def _uncut(x: Array, count: int) -> Array:
+    """Undoes `_cut` for one array."""
+    return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])[:count]

@@ -1,5 +1,6 @@
 """From the `mesh` section of a config to a device mesh."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ from jax.sharding import AxisType, Mesh
 
 from jgrpo.config import MeshConfig
 
-AXES = ("replica", "fsdp")
+AXES = ("replica", "fsdp", "expert", "tensor")
 
 
 def axis_sizes(cfg: MeshConfig, num_devices: int) -> dict[str, int]:
@@ -17,13 +18,16 @@ def axis_sizes(cfg: MeshConfig, num_devices: int) -> dict[str, int]:
     Raises:
       ValueError: if the product does not equal the number of devices.
     """
-    replica = num_devices // cfg.fsdp if cfg.replica == -1 else cfg.replica
-    if replica * cfg.fsdp != num_devices or replica == 0:
+    inner = {"fsdp": cfg.fsdp, "expert": cfg.expert, "tensor": cfg.tensor}
+    product = math.prod(inner.values())
+    replica = num_devices // product if cfg.replica == -1 else cfg.replica
+    if replica * product != num_devices or replica == 0:
+        sizes = " x ".join(f"{name} {size}" for name, size in inner.items())
         raise ValueError(
-            f"mesh: replica {cfg.replica} x fsdp {cfg.fsdp} does not make {num_devices} "
-            f"device(s); set mesh.replica=-1 and let mesh.fsdp divide {num_devices}"
+            f"mesh: replica {cfg.replica} x {sizes} does not make {num_devices} device(s); set "
+            f"mesh.replica=-1 and let the product of the others divide {num_devices}"
         )
-    return {"replica": replica, "fsdp": cfg.fsdp}
+    return {"replica": replica, **inner}
 
 
 def make_mesh(cfg: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:

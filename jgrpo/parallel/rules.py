@@ -5,24 +5,30 @@ Letters: P prompts.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
-DATA_AXES = ("replica", "fsdp")
+DATA_AXES = ("replica", "fsdp", "expert")
 """Mesh axes over which prompts (and with them completions) are split."""
 
 LOGICAL_TO_MESH = {
     "layers": None,
-    "vocab": None,
+    "vocab": "tensor",
     # The partitioner of jaxlib 0.10.2 aborts on a lookup in a split embedding in a shard_map.
+    "ids": None,
     "embed": None,
     "model": "fsdp",
-    "heads": None,
-    "kv_heads": None,
+    "heads": "tensor",
+    "kv_heads": "tensor",
     "head": None,
-    "ffn": None,
+    "ffn": "tensor",
+    "rank": None,
+    "experts": "expert",
+    "expert_ffn": None,
 }
 """Mesh axis over which each logical axis of a parameter is split; None: every device has it all."""
 
@@ -53,7 +59,8 @@ def param_shardings(
     Args:
       mesh: the devices.
       axes: logical axes of each parameter.
-      shapes: the parameters' shapes, in the same structure.
+      shapes: the parameters' shapes, in the same structure. A parameter may be a tree of arrays
+        with the same dims: a quantised one has scales.
     """
 
     def one(logical: tuple[str, ...], shape: jax.ShapeDtypeStruct) -> NamedSharding:
@@ -63,7 +70,10 @@ def param_shardings(
         ]
         return NamedSharding(mesh, PartitionSpec(*spec))
 
-    return jax.tree.map(one, axes, shapes, is_leaf=lambda x: isinstance(x, tuple))
+    def all_of(logical: tuple[str, ...], shape: PyTree) -> PyTree[NamedSharding]:
+        return jax.tree.map(partial(one, logical), shape)
+
+    return jax.tree.map(all_of, axes, shapes, is_leaf=lambda x: isinstance(x, tuple))
 
 
 def data_sharding(mesh: Mesh) -> NamedSharding:
@@ -74,6 +84,54 @@ def data_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def over_replicas(mesh: Mesh, function: Callable, out_specs: PyTree) -> Callable:
+    """Maps a function of (params, batch, frozen) over the replicas; XLA has the other axes.
+
+    Args:
+      mesh: the devices.
+      function: what a replica runs on its part of the batch.
+      out_specs: how what it returns is laid out.
+    """
+    if mesh.shape["replica"] == 1:
+        return function  # XLA's partitioner refuses a manual axis of size 1 beside others.
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec("replica"), PartitionSpec()),
+        out_specs=out_specs,
+        axis_names={"replica"},
+        check_vma=False,
+    )
+
+
+def free_axes(mesh: Mesh) -> tuple[str, ...]:
+    """Mesh axes that are still XLA's: inside of `over_replicas`, all but that one."""
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    return tuple(name for name in mesh.axis_names if name not in manual)
+
+
+def over_free_axes(
+    mesh: Mesh, function: Callable[..., Array], in_specs: PyTree, out_specs: PyTree
+) -> Callable[..., Array]:
+    """Maps a function over the `free_axes` of a mesh, for what XLA cannot split by itself.
+
+    Args:
+      mesh: the devices.
+      function: what a device runs on its part.
+      in_specs: how its arguments are laid out.
+      out_specs: how what it returns is.
+    """
+    whole = jax.sharding.get_abstract_mesh().empty
+    return jax.shard_map(
+        function,
+        mesh=mesh if whole else None,
+        in_specs=in_specs,
+        out_specs=out_specs,
+        axis_names=set(free_axes(mesh)),
+        check_vma=False,
+    )
 
 
 def data_size(mesh: Mesh) -> int:

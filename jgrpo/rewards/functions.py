@@ -11,12 +11,17 @@ import dataclasses
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from annotated_types import Ge, MinLen
 
 from jgrpo.rewards import countdown as countdown_rules
+from jgrpo.rewards import judges
+from jgrpo.rewards.cobalt import cobalt
 from jgrpo.rewards.code import code_tests
+from jgrpo.rewards.overlap import answer_overlap
+from jgrpo.rewards.paraphrases import information_consistency, paraphrase_agreement
+from jgrpo.rewards.stimulus import stimulus
 from jgrpo.rewards.text import (
     Completion,
     first_number,
@@ -29,6 +34,7 @@ from jgrpo.rewards.text import (
 Text: TypeAlias = Annotated[str, MinLen(1)]
 
 _TAGGED = re.compile(r"\s*<think>.*</think>\s*<answer>.*</answer>\s*", re.DOTALL)
+_A_SUM = re.compile(r"\s*[0-9]{1,15}(\s*[+-]\s*[0-9]{1,15})+\s*")
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
@@ -103,6 +109,24 @@ def regex_format(*, completions: Sequence[Completion], pattern: Text = ".*") -> 
     """
     form = re.compile(pattern)
     return [float(form.fullmatch(text(item).rstrip()) is not None) for item in completions]
+
+
+def sum_match(
+    *, prompts: Sequence[Completion], completions: Sequence[Completion]
+) -> list[float | None]:
+    """1 if the last number of the completion is the value of the sum in the prompt; else 0.
+
+    An expert (`calls.experts`) for calls such as `61+72-79`.
+
+    Args:
+      prompts: whole numbers of at most 15 digits with plus and minus between them; None is returned
+        for any other.
+      completions: what the model wrote.
+    """
+    return [
+        None if value is None else float(last_number(text(completion)) == value)
+        for value, completion in zip(map(_sum, map(text, prompts)), completions, strict=True)
+    ]
 
 
 def tag_format(*, completions: Sequence[Completion]) -> list[float | None]:
@@ -194,6 +218,12 @@ def _equal(found: str | None, wanted: str) -> float | None:
     return None if number is None else float(found == number)
 
 
+def _sum(words: str) -> str | None:
+    if not _A_SUM.fullmatch(words):
+        return None
+    return str(sum(map(int, re.findall("[+-]?[0-9]+", re.sub(r"\s", "", words)))))
+
+
 def _tagged(words: str, marker: str, trailing: str) -> str | None:
     _, found, tail = words.rpartition(marker)
     if not found:
@@ -221,6 +251,7 @@ class BuiltIn:
       extra: the extra of ours that installs the package, or "".
       isolated: run in a worker process with a deadline.
       isolated_by: option that, if the config sets it, makes it isolated; or "".
+      check: says what is wrong with its options together, before the run begins; "" if nothing is.
     """
 
     function: Callable[..., list[float | None]]
@@ -228,6 +259,7 @@ class BuiltIn:
     extra: str = ""
     isolated: bool = False
     isolated_by: str = ""
+    check: Callable[[Mapping[str, Any]], str] | None = None
 
 
 _CHECKS: Mapping[str, Callable[..., list[float | None]]] = {
@@ -241,10 +273,19 @@ REWARDS: Mapping[str, BuiltIn] = {
     "number_match": BuiltIn(number_match),
     "tagged_number": BuiltIn(tagged_number),
     "regex_format": BuiltIn(regex_format, isolated_by="pattern"),  # it may backtrack for ever
+    "sum_match": BuiltIn(sum_match),
     "tag_format": BuiltIn(tag_format),
     "math_verify": BuiltIn(math_verify, package="math_verify", extra="math", isolated=True),
     "code_tests": BuiltIn(code_tests, package="pydantic_monty", extra="sandbox", isolated=True),
+    "cobalt": BuiltIn(cobalt, package="pydantic_monty", extra="sandbox", isolated=True),
     "length": BuiltIn(length),
     "countdown": BuiltIn(countdown),
+    "stimulus": BuiltIn(stimulus),
+    "answer_overlap": BuiltIn(answer_overlap),
+    "paraphrase_agreement": BuiltIn(paraphrase_agreement),
+    "information_consistency": BuiltIn(information_consistency),
+    "judge_rubric": BuiltIn(judges.judge_rubric, isolated=True, check=judges.problem),
+    "judge_rules": BuiltIn(judges.judge_rules, isolated=True, check=judges.problem_of_rules),
+    "judge_score": BuiltIn(judges.judge_score, isolated=True, check=judges.problem),
 }
 """Every built-in reward by name."""

@@ -135,6 +135,9 @@ def built_in(spec: RewardFunctionConfig, task: Task, pool: Pool | None) -> Rewar
         options["pattern"] = task.format_pattern
     _known_options(spec.name, options, [item.name for item in parameters if item.name not in needs])
     _check_options(spec.name, function, options)
+    check = REWARDS[spec.name].check
+    if check is not None and (problem := check(options)):
+        raise ValueError(f"reward {spec.name!r}: {problem}")
     isolated = is_isolated(spec)
     return Reward(
         spec=spec,

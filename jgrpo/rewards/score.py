@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float32, Int
 
 from jgrpo.config import RewardConfig, RewardFunctionConfig
 from jgrpo.data.tasks import Task
@@ -30,7 +30,8 @@ class Scores:
       columns: value of each reward; nan where it gave none.
       total: weighted sum over the rewards that gave a value; 0 if none did.
       valid: False where no reward gave a value, or a reward failed whose `on_failure` leaves the
-        completion, or its group, out of training.
+        completion, or its group, out of training, and at places without a completion.
+      asked: False at the places of groups that no completion stands in.
       failed: for each isolated reward, which of the completions it scored it failed on.
       failures: the calls that failed.
       calls: calls of isolated rewards.
@@ -42,17 +43,31 @@ class Scores:
     columns: Float32[np.ndarray, "N K"]
     total: Float32[np.ndarray, " N"]
     valid: Bool[np.ndarray, " N"]
+    asked: Bool[np.ndarray, " N"]
     failed: Mapping[str, Bool[np.ndarray, " M"]]
     failures: tuple[Failure, ...]
     calls: int
     calls_per_s: float
+
+    def taken(self, rows: Int[np.ndarray, " M"]) -> "Scores":
+        """What is said of some completions, in their order; -1: of an empty place."""
+        there, at = rows >= 0, np.maximum(rows, 0)
+        return dataclasses.replace(
+            self,
+            columns=np.where(there[:, None], self.columns[at], np.float32(np.nan)),
+            total=np.where(there, self.total[at], np.float32(0)),
+            valid=there & self.valid[at],
+            asked=there & self.asked[at],
+        )
 
     def metrics(self) -> dict[str, float | int]:
         """How the isolated rewards fared."""
         counts = {name: int(failed.sum()) for name, failed in self.failed.items()}
         return {f"reward/{name}/failures": count for name, count in counts.items()} | {
             "reward/failures": sum(counts.values()),
-            "reward/masked_fraction": float(1.0 - self.valid.mean()) if self.valid.size else 0.0,
+            "reward/masked_fraction": 1.0 - float(self.valid[self.asked].mean())
+            if self.asked.any()
+            else 0.0,
             "reward/calls_per_s": self.calls_per_s,
         }
 
@@ -136,7 +151,7 @@ def begin(
     Args:
       rewards: as `build` makes them.
       examples: the prompts.
-      group_size: completions per prompt.
+      group_size: places for completions of a prompt.
       step: number of the step.
 
     Raises:
@@ -152,7 +167,7 @@ def begin(
 
 
 def finish(scoring: Scoring) -> Scores:
-    """Waits for the values of all completions and adds them up.
+    """Waits for the values of all completions that were added, and adds the values up.
 
     The result depends on the completions alone, not on the order in which they were added.
 
@@ -222,7 +237,8 @@ def _sum(rewards: Sequence[Reward], values: Values, group_size: int) -> Scores:
         columns=columns,
         total=np.where(known, columns * weights, np.float32(0)).sum(axis=1, dtype=np.float32),
         valid=np.asarray(known.any(axis=1)) & ~dropped,
-        failed=values.failed,
+        asked=values.asked,
+        failed={name: failed[values.asked] for name, failed in values.failed.items()},
         failures=values.failures,
         calls=values.calls,
         calls_per_s=values.calls_per_s,

@@ -2,7 +2,8 @@
 
 A completion goes to the workers as soon as it is added, while others are still being sampled; a
 function that compares completions is called when the last of them is there. Where a call ended up
-in the table depends on its completions alone, so the order of events changes nothing.
+in the table depends on its completions alone, so the order of events changes nothing. A place of a
+group that stays empty is never shown to a function.
 
 Letters: N completions, K rewards.
 """
@@ -59,6 +60,7 @@ class Values:
 
     Attributes:
       columns: value of each reward; nan where it gave none or failed.
+      asked: False at the places of groups that no completion stands in.
       failed: for each isolated reward, the completions that it failed on.
       failures: the calls that failed, by reward, then by completion.
       calls: calls of isolated rewards.
@@ -66,6 +68,7 @@ class Values:
     """
 
     columns: Float32[np.ndarray, "N K"]
+    asked: Bool[np.ndarray, " N"]
     failed: Mapping[str, Bool[np.ndarray, " N"]]
     failures: tuple[Failure, ...]
     calls: int
@@ -77,7 +80,7 @@ class Scoring:
 
     Attributes:
       rewards: the rewards.
-      group_size: completions per prompt.
+      group_size: places of a group.
     """
 
     def __init__(
@@ -89,13 +92,13 @@ class Scoring:
         group_size: int,
         step: int,
     ) -> None:
-        """Prepares for one completion of each prompt.
+        """Prepares for at most one completion of each prompt.
 
         Args:
           rewards: the rewards.
-          prompts: the prompt of each completion, group by group.
-          columns: further arguments of the functions, one entry per completion.
-          group_size: completions per prompt.
+          prompts: the prompt of each place, group by group.
+          columns: further arguments of the functions, one entry per place.
+          group_size: places of a group.
           step: number of the step.
 
         Raises:
@@ -118,7 +121,7 @@ class Scoring:
                 message = f"must have an entry for each of {count} completions"
                 raise ValueError(f"column {name!r} {message}, got {len(values)}")
         self._texts: list[str | None] = [None] * count
-        self._pending: dict[tuple[int, range], Future[Outcome]] = {}
+        self._pending: dict[tuple[int, tuple[int, ...]], Future[Outcome]] = {}
         for reward in rewards:
             reward.select(self._arguments)
 
@@ -128,7 +131,7 @@ class Scoring:
         Adding a completion again changes nothing; another in its place takes its place.
 
         Args:
-          row: number of the completion, from 0, group by group.
+          row: its place, from 0, group by group.
           text: the completion as text.
           ids: its tokens, EOS included.
         """
@@ -143,23 +146,23 @@ class Scoring:
         for index, reward in enumerate(self.rewards):
             rows = self._rows_with(reward, row)
             if reward.pool is not None and all(self._texts[r] is not None for r in rows):
-                if previous := self._pending.get((index, rows)):
-                    previous.cancel()
-                self._pending[index, rows] = reward.pool.submit(self._call(reward, rows))
+                self._submit(index, tuple(rows))
 
     def values(self) -> Values:
-        """Calls what runs in this process and waits for the rest; all rows must have been added.
+        """Calls what runs in this process and waits for the rest.
 
         Raises:
           ValueError: as `finish`.
           RewardError: if the worker processes cannot go on.
         """
-        assert all(text is not None for text in self._texts), "a completion was never added"
         count = len(self._texts)
+        there = [row for row, text in enumerate(self._texts) if text is not None]
         table = np.full((count, len(self.rewards)), np.nan, np.float32)
         for index, reward in enumerate(self.rewards):
-            if reward.function is not None:
-                table[:, index] = _numbers(self._here(reward, count))
+            if reward.function is not None and there:
+                table[there, index] = _numbers(self._here(reward, there))
+            elif reward.pool is not None:
+                self._submit_what_has_gaps(index, there)
         self._wait()
         failed = {r.name: np.zeros(count, bool) for r in self.rewards if r.pool is not None}
         failures = []
@@ -168,25 +171,42 @@ class Scoring:
             reward = self.rewards[index]
             busy_s += outcome.seconds
             if outcome.kind:
-                failed[reward.name][rows.start : rows.stop] = True
+                failed[reward.name][list(rows)] = True
                 failures.append(self._failure(reward, rows, outcome))
             else:
-                table[rows.start : rows.stop, index] = _numbers(outcome.values)
+                table[list(rows), index] = _numbers(outcome.values)
         pools = [reward.pool for reward in self.rewards if reward.pool is not None]
         workers = pools[0].num_workers if pools else 0
+        asked = np.zeros(count, bool)
+        asked[there] = True
         return Values(
             columns=table,
+            asked=asked,
             failed=failed,
             failures=tuple(failures),
             calls=len(self._pending),
             calls_per_s=len(self._pending) * workers / max(busy_s, 1e-9),
         )
 
-    def _here(self, reward: Reward, count: int) -> list[float | None]:
+    def _submit(self, index: int, rows: tuple[int, ...]) -> None:
+        reward = self.rewards[index]
+        assert reward.pool is not None
+        if previous := self._pending.get((index, rows)):
+            previous.cancel()
+        self._pending[index, rows] = reward.pool.submit(self._call(reward, rows))
+
+    def _submit_what_has_gaps(self, index: int, there: Sequence[int]) -> None:
+        """The calls that were waiting for completions which will not come."""
+        for wanted in dict.fromkeys(self._rows_with(self.rewards[index], row) for row in there):
+            rows = tuple(row for row in wanted if self._texts[row] is not None)
+            if (index, rows) not in self._pending:
+                self._submit(index, rows)
+
+    def _here(self, reward: Reward, rows: Sequence[int]) -> list[float | None]:
         assert reward.function is not None
-        returned = reward.function(**reward.select(self._arguments), **reward.options)
+        returned = reward.function(**self._columns(reward, rows), **reward.options)
         try:
-            return checked(returned, count)
+            return checked(returned, len(rows))
         except ValueError as error:
             raise ValueError(f"reward {reward.name!r} {error}") from error
 
@@ -207,12 +227,12 @@ class Scoring:
                 names = {self.rewards[i].name for i, _ in self._pending}
                 _LOG.warning("waiting for %d calls of %s", len(pending), ", ".join(sorted(names)))
 
-    def _outcomes(self) -> Iterator[tuple[int, range, Outcome]]:
-        for index, rows in sorted(self._pending, key=lambda key: (key[0], key[1].start)):
+    def _outcomes(self) -> Iterator[tuple[int, tuple[int, ...], Outcome]]:
+        for index, rows in sorted(self._pending):
             yield index, rows, self._pending[index, rows].result()
 
     def _rows_with(self, reward: Reward, row: int) -> range:
-        """The completions that are scored in one call with this one."""
+        """The places whose completions are scored in one call with this one."""
         if reward.spec.per == "completion":
             return range(row, row + 1)
         if reward.spec.per == "step":
@@ -220,29 +240,30 @@ class Scoring:
         begin = row - row % self.group_size
         return range(begin, begin + self.group_size)
 
-    def _call(self, reward: Reward, rows: range) -> Call:
-        columns = {
-            name: values[rows.start : rows.stop]
-            for name, values in reward.select(self._arguments).items()
-        }
+    def _columns(self, reward: Reward, rows: Sequence[int]) -> dict[str, list[Any]]:
+        """The arguments of a function for some completions."""
+        selected = reward.select(self._arguments)
+        return {name: [values[row] for row in rows] for name, values in selected.items()}
+
+    def _call(self, reward: Reward, rows: tuple[int, ...]) -> Call:
         return Call(
             function=reward.path,
-            arguments={**columns, **reward.options},
+            arguments={**self._columns(reward, rows), **reward.options},
             count=len(rows),
             step=self._step,
-            seed=f"{self._step}/{rows.start}",
+            seed=f"{self._step}/{rows[0]}",
         )
 
-    def _failure(self, reward: Reward, rows: range, outcome: Outcome) -> Failure:
+    def _failure(self, reward: Reward, rows: tuple[int, ...], outcome: Outcome) -> Failure:
         own = ("prompts", "completions", "completion_ids")
-        columns = {k: v[rows.start] for k, v in reward.select(self._arguments).items()}
+        columns = {name: values[0] for name, values in self._columns(reward, rows[:1]).items()}
         return Failure(
             function=reward.name,
             kind=outcome.kind,
             detail=outcome.detail,
             completions=len(rows),
-            prompt=self._arguments["prompts"][rows.start],
-            completion=self._texts[rows.start] or "",
+            prompt=self._arguments["prompts"][rows[0]],
+            completion=self._texts[rows[0]] or "",
             columns={name: value for name, value in columns.items() if name not in own},
         )
 

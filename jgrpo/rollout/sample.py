@@ -5,10 +5,13 @@ thresholds by bisection, so that the vocabulary is never sorted.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int
+
+from jgrpo.config import RolloutConfig
 
 _BLOCK = 128
 # The bits of non-negative float32 numbers are ordered as the numbers are; probabilities end at 1.
@@ -30,6 +33,16 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+
+
+def drawing_limits(cfg: RolloutConfig) -> dict[str, Any]:
+    """How tokens are drawn and when a completion ends, as `Engine.generate` takes it."""
+    filters = {"top_k": cfg.top_k, "top_p": cfg.top_p, "min_p": cfg.min_p}
+    return {
+        "max_tokens": cfg.max_completion_tokens,
+        "sampling": Sampling(temperature=cfg.temperature, **filters),
+        "stop": cfg.stop,
+    }
 
 
 def draw(

@@ -28,7 +28,9 @@ ARCH = Architecture(
     ffn_width=3072,
     tied_embeddings=True,
     qk_norm=True,
+    max_positions=40960,
 )
+CHIPS = {"v5e8": 8, "v5p16": 16}
 
 
 def sections(cls: type = Config, prefix: str = "") -> list[tuple[str, type]]:
@@ -76,7 +78,7 @@ def test_recipe_begins_with_command_hardware_time_and_score(path):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_plan_of_a_recipe_counts_its_batch(path):
     cfg = load(path)
-    devices = 8 if "v5e8" in path.stem else 1
+    devices = CHIPS.get(path.stem.rpartition("_")[2], 1)
     the_plan = plan(cfg, ARCH, devices)
     assert the_plan.completions == cfg.data.num_prompts_per_step * cfg.rollout.group_size
     each = the_plan.completions_per_microbatch * the_plan.microbatches * devices
@@ -121,7 +123,7 @@ def _readers() -> list[tuple[str, set[str]]]:
     return found
 
 
-NICKNAMES = {"reward.functions": (r"reward\.spec",)}
+NICKNAMES = dict.fromkeys(("reward.functions", "calls.experts"), (r"reward\.spec",))
 """What else a section is called where it is read."""
 
 

@@ -8,8 +8,11 @@ import contextlib
 import doctest
 import importlib
 import io
+import os
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,8 +20,9 @@ from pathlib import Path
 import pytest
 
 from jgrpo import cli, config_io
-from jgrpo.sweep_file import read
-from jgrpo.sweep_plan import expand
+from jgrpo.parallel import preflight
+from jgrpo.sweep.file import read
+from jgrpo.sweep.plan import expand
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("docs", "configs", "examples", "benchmarks", "tpu_setup")
@@ -115,6 +119,8 @@ def _check(words: list[str]) -> None:
         _check_python(arguments)
     elif program == "jgrpo":
         _check_flags(arguments, cli.main, [word for word in arguments[:1] if word != "--help"])
+    elif program == "jgrpo.parallel.preflight":
+        _check_flags(arguments, preflight.main, [])
     elif program in ("pip", "pip3"):
         _check_pip(arguments)
     elif program in ("bash", "sh"):
@@ -146,6 +152,34 @@ def test_every_relative_link_resolves(page):
         assert target.exists(), f"{page.name} links to {link}, which does not exist"
         if anchor and target.suffix == ".md":
             assert anchor in anchors(target.read_text()), f"{page.name}: no heading for {link}"
+
+
+def test_the_program_with_the_losses_alone_runs_and_imports_nothing_else_of_ours(tmp_path):
+    """As a stranger's: in a process of its own, in another folder, and the reward rises."""
+    section = (ROOT / "README.md").read_text().partition("## The losses alone")[2]
+    program = re.findall(r"^```python\n(.*?)^```", section, flags=re.M | re.S)[0]
+    code = [line for line in program.splitlines() if line.strip()]
+    assert len(code) <= 20
+    assert {line for line in code if "jgrpo" in line} == {"from jgrpo import algo"}
+    path = tmp_path / "stranger.py"
+    path.write_text(program + "\nimport sys\nprint(*sorted(sys.modules))\n")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, path],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    said, modules = done.stdout.splitlines()
+    assert float(said.removeprefix("mean reward ")) > 0.9
+    imported = set(modules.split())
+    ours = {name for name in imported if name.partition(".")[0] == "jgrpo"}
+    assert "jgrpo.algo.loss" in ours
+    assert {name for name in ours if not name.startswith("jgrpo.algo")} == {"jgrpo", "jgrpo.types"}
+    assert not imported & {"transformers", "flax", "optax", "orbax", "grain", "pydantic", "yaml"}
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -18,20 +18,23 @@ SIGNATURES = {
     "advantages": "m rewards side= state=",
     "token_weights": "m mask",
     "policy_loss": "m logp * old_logp mask advantages ref_logp= weights= token_share= segments= "
-    "behavior_logp= entropy= constraint_scale=",
+    "behavior_logp= entropy= constraint_scale= entropy_mask= off_policy=",
+    "top_entropy": "m entropy mask",
     "late_advantages": "m logp * old_logp mask targets weights=",
     "constraint_scale": "m logp * old_logp mask",
     "init_state": "m * num_prompts= outcomes=",
     "allocation": "m estimates budget",
+    "value_loss": "values * old_values returns weights value_clip=",
     "gae": "rewards values mask * gamma= gae_lambda=",
 }
 # Fields in order; `=` marks those with a default.
 RECORDS = {
     "Example": "prompt answer= solution= columns=",
-    "Prompts": "uid tokens mask",
-    "Rollouts": "prompts tokens mask behavior_logp finished",
-    "Batch": "prompts tokens mask weights advantages old_logp unit_ratio= ref_logp= "
-    "behavior_logp= segments=",
+    "Prompts": "uid tokens mask experts=",
+    "Rollouts": "prompts tokens mask behavior_logp finished injected= standing= experts=",
+    "Batch": "prompts tokens mask weights advantages old_logp unit_ratio= off_policy= "
+    "contexts= ref_logp= behavior_logp= segments= old_values= returns= entropy_mask= "
+    "score_weights= experts=",
     "TrainState": "step cursor params opt_state ref_params= strategy= aux=",
 }
 METHODS = ("grpo", "dr_grpo", "dapo", "cispo", "gspo", "gspo_token", "rloo", "sft")
@@ -79,8 +82,8 @@ def test_record_is_frozen(name):
         setattr(object.__new__(record), dataclasses.fields(record)[0].name, None)
 
 
-def test_advantages_come_with_values_keep_and_state():
-    assert _fields(algo.Advantages).replace("=", "") == "values keep state"
+def test_advantages_come_with_values_keep_state_and_returns():
+    assert _fields(algo.Advantages).replace("=", "") == "values keep state returns"
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -14,63 +14,18 @@ import time
 from pathlib import Path
 
 import pytest
+from cloud_shells import FOLDER, FORBIDDEN, LOCAL, ROOT, SETTINGS, Shell, dry
 
-ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "tpu_setup"
-SCRIPTS = ("create", "install", "run", "logs", "delete")
+SCRIPTS = ("create", "install", "run", "logs", "delete", "resume")
+# What a script cannot do without, settings apart.
+NEEDED = {
+    "run": ["--", "true"],
+    "resume": ["--run-dir", "runs/x", "--bucket", "gs://mine/x", "--", "true"],
+}
 SHELL_FILES = sorted([*FOLDER.glob("*.sh"), *(ROOT / "scripts").glob("*.sh"), ROOT / ".ci" / "run"])
 PLACE = ["--zone=us-west4-a", "--project=mine"]
 TPUS = ["gcloud", "compute", "tpus"]
 LIST = [*TPUS, "queued-resources", "list", *PLACE, "--format=value(name.basename(),state.state)"]
-SETTINGS = {"TPU_NAME": "box", "ZONE": "us-west4-a", "PROJECT": "mine"}
-OVERRIDES = ("ACCELERATOR_TYPE", "RUNTIME_VERSION", "TMUX", *SETTINGS)
-
-FORBIDDEN = '#!/bin/sh\necho called >>"$CALLED"\nexit 99\n'
-LOCAL = """#!/usr/bin/env bash
-printf '%s\\n' "${*:1:4}" >>"$CALLED"
-case "$3 $4" in
-  'queued-resources list') if [[ -s $STATES ]]; then sed -n 1p "$STATES"; sed -i 1d "$STATES"; fi ;;
-  'tpu-vm scp') cp "$5" "$HOME/${6#*:}" ;;
-  'tpu-vm ssh')
-    for word in "$@"; do
-      case $word in --command=*) (cd "$HOME" && bash -c "${word#--command=}") || exit ;; esac
-    done ;;
-esac
-"""
-
-
-class Shell:
-    """Runs the scripts beside a `gcloud` of ours."""
-
-    def __init__(self, folder: Path, gcloud: str) -> None:
-        self.folder, self.home = folder, folder / "home"
-        self.called, self.states = folder / "called", folder / "states"
-        (folder / "bin").mkdir()
-        self.home.mkdir()
-        (folder / "bin" / "gcloud").write_text(gcloud)
-        (folder / "bin" / "gcloud").chmod(0o755)
-        self.environment = {key: value for key, value in os.environ.items() if key not in OVERRIDES}
-        self.environment |= {
-            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
-            "CALLED": str(self.called),
-            "STATES": str(self.states),
-            "HOME": str(self.home),
-            "TMPDIR": str(folder),
-            "TMUX_TMPDIR": str(folder),
-            "POLL_S": "0",
-        }
-
-    def __call__(self, script: str, *arguments: str, **environment: str):
-        return subprocess.run(
-            ["bash", str(FOLDER / f"{script}.sh"), *arguments],
-            env=self.environment | environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-
-    def calls(self) -> list[str]:
-        return self.called.read_text().splitlines() if self.called.exists() else []
 
 
 @pytest.fixture
@@ -89,18 +44,6 @@ def local(tmp_path):
     subprocess.run(["tmux", "kill-server"], env=local.environment, capture_output=True)
 
 
-def dry(shell, script, *arguments, **environment):
-    """The commands of a dry run, each as its words."""
-    done = shell(script, "--dry-run", *arguments, **(SETTINGS | environment))
-    assert done.returncode == 0, done.stderr
-    lines: list[list[str]] = []
-    for word in shlex.split(done.stdout):
-        if word in ("gcloud", "git", "rm"):
-            lines.append([])
-        lines[-1].append(word)
-    return lines
-
-
 def ssh(worker):
     return [*TPUS, "tpu-vm", "ssh", "box", *PLACE, f"--worker={worker}"]
 
@@ -112,7 +55,7 @@ def test_help_says_how_to_call_it_and_what_costs(shell, script):
     assert done.stdout.startswith(f"Usage: {script}.sh ")
     words = done.stdout.split()
     assert {"--dry-run", "--help", "--name", "TPU_NAME"} <= set(words)
-    if script in ("create", "run", "delete"):
+    if script in ("create", "run", "delete", "resume"):
         assert "bill" in done.stdout
     if script == "create":
         for text in ("billing starts when the request becomes ACTIVE", "taken away", "delete.sh"):
@@ -121,8 +64,7 @@ def test_help_says_how_to_call_it_and_what_costs(shell, script):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_missing_setting_is_named(shell, script):
-    more = ["--", "true"] if script == "run" else []
-    done = shell(script, *more, ZONE="us-west4-a")
+    done = shell(script, *NEEDED.get(script, []), ZONE="us-west4-a")
     assert done.returncode == 2
     assert "not set: TPU_NAME (--name) PROJECT (--project)" in done.stderr
 
@@ -139,8 +81,7 @@ def test_without_gcloud_a_script_says_where_to_get_it(shell, script):
     for tool in ("bash", "dirname", "cat"):
         (shell.folder / "few").mkdir(exist_ok=True)
         (shell.folder / "few" / tool).symlink_to(shutil.which(tool))
-    more = ["--", "true"] if script == "run" else []
-    done = shell(script, *more, PATH=str(shell.folder / "few"), **SETTINGS)
+    done = shell(script, *NEEDED.get(script, []), PATH=str(shell.folder / "few"), **SETTINGS)
     assert done.returncode == 1
     assert "gcloud is not installed; see https://cloud.google.com/sdk" in done.stderr
 
@@ -187,6 +128,12 @@ def test_flags_win_over_the_environment(shell):
         ("logs", ["--lines", "-3"], "--lines needs a value"),
         ("run", [], "no command; write it after --"),
         ("run", ["--stop", "--", "true"], "--stop takes no command"),
+        ("resume", [*NEEDED["resume"][:4]], "no command; write it after --"),
+        ("resume", ["--retries", "few", *NEEDED["resume"]], "--retries must be a number"),
+        ("resume", ["--copy-every", "1h", *NEEDED["resume"]], "must be a number of minutes"),
+        ("resume", NEEDED["resume"][2:], "--run-dir must be a folder inside ~/jgrpo"),
+        ("resume", ["--run-dir", "../x", "--", "true"], "such as runs/mine, got '../x'"),
+        ("resume", ["--run-dir", "x", "--bucket", "mine", "--", "true"], "got 'mine'"),
     ],
 )
 def test_a_wrong_value_is_refused(shell, script, arguments, message):
@@ -226,6 +173,27 @@ def test_run_starts_the_same_command_everywhere(shell):
     assert "tmux new-session -d -s jgrpo" in words[-1]
     (line,) = [line for line in words[-1].splitlines() if line.startswith("command=")]
     assert shlex.split(line.removeprefix("command=")) == ["echo 'a b' 'it'\\''s'"]
+
+
+PREFLIGHT = ".venv/bin/python -m jgrpo.parallel.preflight"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--", "true"], f"{PREFLIGHT} || {{"),
+        (["--type", "v5litepod-16", "--", "true"], f"{PREFLIGHT} --chips 16 || {{"),
+        (["--type", "v5p-16", "--", "true"], f"{PREFLIGHT} --chips 8 || {{"),
+        (["--type", "other", "--", "t", "run.dir=runs/x"], f"{PREFLIGHT} --dir runs/x || {{"),
+    ],
+)
+def test_run_checks_the_workers_first(shell, arguments, expected):
+    (words,) = dry(shell, "run", *arguments)
+    lines = words[-1].splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.startswith("tmux new-session"))
+    assert expected in lines[:begin]
+    (words,) = dry(shell, "run", "--no-preflight", *arguments)
+    assert "preflight" not in words[-1]
 
 
 def test_logs_shows_the_end_of_one_or_all(shell):
@@ -342,7 +310,13 @@ def test_run_logs_and_stop_on_a_worker(local):
     assert "no ~/jgrpo; run install.sh first" in local("run", "--", "true", **SETTINGS).stderr
     (local.home / "jgrpo").mkdir()
     log = local.home / "jgrpo-logs" / "run.log"
-    program = ["--", "sh", "-c", "echo it\\'s $PWD; echo oops >&2; exec sleep 600"]
+    program = [
+        "--no-preflight",
+        "--",
+        "sh",
+        "-c",
+        "echo it\\'s $PWD; echo oops >&2; exec sleep 600",
+    ]
     done = local("run", *program, **SETTINGS)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(": started\n")
@@ -350,7 +324,7 @@ def test_run_logs_and_stop_on_a_worker(local):
     assert f"it's {local.home}/jgrpo\noops\n" in log.read_text()
     again = local("run", *program, **SETTINGS)
     assert (again.returncode, again.stdout.split(": ")[1]) == (0, "is running already\n")
-    other = local("run", "--", "echo", "other", **SETTINGS)
+    other = local("run", "--no-preflight", "--", "echo", "other", **SETTINGS)
     assert other.returncode == 1
     assert "another command is running: sh -c " in other.stderr
     shown = local("logs", "--lines", "1", **SETTINGS)
@@ -363,6 +337,30 @@ def test_run_logs_and_stop_on_a_worker(local):
         "the end of the session",
     )
     assert ": nothing is running" in local("run", "--stop", **SETTINGS).stdout
-    done = local("run", "--", "echo", "other", **SETTINGS)
+    done = local("run", "--no-preflight", "--", "echo", "other", **SETTINGS)
     assert done.returncode == 0, done.stderr
     wait_for("\nother\n== exit status 0", log)
+
+
+@pytest.mark.parametrize("script", ["create", "install", "run", "logs", "delete"])
+def test_a_script_fails_when_gcloud_does(tmp_path, script):
+    """And asks for nothing more."""
+    failing = Shell(tmp_path, FORBIDDEN)
+    source = ["--clone", "https://example.org/jgrpo.git"] if script == "install" else []
+    done = failing(script, *source, *NEEDED.get(script, []), **SETTINGS)
+    assert done.returncode in (1, 99)
+    assert failing.calls() == ["called"]
+
+
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")
+def test_nothing_starts_on_workers_that_fail_the_preflight(local):
+    """The preflight is the real one, on the eight devices that all tests have."""
+    python = local.home / "jgrpo" / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    done = local("run", "--type", "v6e-16", "--", "true", **SETTINGS)
+    assert done.returncode == 1
+    assert "chips: 8 found, expected 16" in done.stdout
+    assert "the preflight failed, nothing was started" in done.stderr
+    assert not (local.home / "jgrpo-logs").exists()

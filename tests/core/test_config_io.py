@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from jgrpo import config_yaml
 from jgrpo.algo import needs
 from jgrpo.algo.methods import METHODS, method
-from jgrpo.config_checks import SUPPLIED
 from jgrpo.config_io import ConfigError, diff, dump, load
+from jgrpo.config_methods import SUPPLIED
 
 GOOD = """\
 model: {path: tiny}
@@ -37,7 +37,7 @@ def refusal(path: Path, overrides: tuple[str, ...] = ()) -> str:
 # Appended to GOOD, so that the first line of each text is line 4: key, then what the message says.
 BAD_FILES = {
     "optim: {schedul: linear}": "optim.schedul (line 4): unknown key; did you mean 'schedule'? "
-    "(known: lr, schedule, warmup_steps",
+    "(known: lr, schedule, role_lr, warmup_steps",
     "optin: {lr: 1.0}": "optin (line 4): unknown key; did you mean 'optim'? (known: model, data,",
     "lr: 1.0": "lr (line 4): unknown key; did you mean 'optim.lr'? (known: model, data,",
     "optim:\n  lr: fast": "optim.lr (line 5): must be a number of at least 0, got 'fast'",
@@ -301,10 +301,18 @@ def test_dumped_config_loads_back_equal_for_every_method(tmp_path, name):
         words.append("rollout.group_size=1")
     if "columns" in needs(METHODS[name]):
         words.append("reward.functions=[{name: exact_match}, {name: regex_format}]")
+    if METHODS[name].shape == "gated_sum":
+        words[-1] = words[-1].replace("}]", "}, {name: number_match}]")
     if METHODS[name].tracker == "multipliers":
         words.append("method.dual_thresholds=[0.5]")
     if "strata" in needs(METHODS[name]):
         words.append("rollout.stratum_mark=;")
+    if "rubric" in needs(METHODS[name]):
+        words.append("reward.functions=[{name: judge_rubric, options: {judge: rules}}]")
+    if "calls" in needs(METHODS[name]):
+        words.append("calls.experts=[{name: sum_match, weight: 0.5}]")
+    if "prefix_scores" in needs(METHODS[name]):
+        words.append("model.preference=runs/x")
     if METHODS[name].shape == "overlong":
         words.append("rollout.max_completion_tokens=100000")
     cfg = load(write(tmp_path, GOOD), words)

@@ -1,33 +1,10 @@
 import dataclasses
-from pathlib import Path
 
 import pytest
+from planned import ARCH, config
 
-from jgrpo.config import Config
-from jgrpo.config_io import load
-from jgrpo.models.architecture import Architecture, num_params
+from jgrpo.models.architecture import num_params
 from jgrpo.planner import describe, plan
-
-ARCH = Architecture(
-    family="llama",
-    vocab_size=100,
-    d_model=8,
-    num_layers=2,
-    num_heads=2,
-    num_kv_heads=1,
-    head_width=4,
-    ffn_width=16,
-    tied_embeddings=True,
-)
-
-
-def config(tmp_path: Path, *words: str) -> Config:
-    path = tmp_path / "c.yaml"
-    path.write_text(
-        "model: {path: tiny}\ndata: {task: chain, num_prompts_per_step: 4, max_prompt_tokens: 16}\n"
-        "rollout: {group_size: 2, max_completion_tokens: 32}\nrun: {dir: runs/x, steps: 10}\n"
-    )
-    return load(path, words)
 
 
 def test_batch_of_a_step_is_cut_into_updates_and_microbatches(tmp_path):
@@ -108,6 +85,32 @@ def test_dim_that_the_devices_do_not_divide_is_stored_whole(tmp_path):
     assert plan(config(tmp_path, *words), ARCH, 3).memory.params == 4 * num_params(ARCH)
 
 
+def test_adapters_are_all_that_is_trained_beside_frozen_weights(tmp_path):
+    """Rank 2 on q (8 x 2 + 2 x 8) and down (16 x 2 + 2 x 8) of two layers: 160 numbers."""
+    words = ("model.lora.rank=2", "model.lora.targets=.*(q|down)_proj", "method.kl_coef=0.1")
+    got = plan(config(tmp_path, *words, "method.penalty=k3"), ARCH, 1)
+    memory = got.memory
+    assert (got.num_params, got.num_trained) == (num_params(ARCH), 160)
+    assert memory.params == memory.gradients == 4 * 160
+    assert memory.optimizer == 2 * 4 * 160
+    assert memory.frozen == 4 * num_params(ARCH)
+    assert memory.reference == memory.rollout_weights == 0
+    assert "trained            160" in describe(got)
+    half = plan(config(tmp_path, *words, "model.dtype=bfloat16"), ARCH, 1).memory
+    assert (half.frozen, half.params) == (2 * num_params(ARCH), 4 * 160)
+
+
+def test_frozen_matrices_in_few_bits_take_few_bytes(tmp_path):
+    """Matrices of a layer: 64 + 32 + 32 + 64 + 3 x 128 = 576; nf4 has a float32 scale for 64."""
+    few = {}
+    for bits in ("int8", "nf4"):
+        words = ("model.lora.rank=2", f"model.lora.quantize={bits}")
+        few[bits] = plan(config(tmp_path, *words), ARCH, 1).memory.frozen
+    others = 4 * (num_params(ARCH) - 2 * 576)
+    assert few["int8"] == others + 2 * 576
+    assert few["nf4"] == others + 2 * 576 / 2 + 2 * 576 / 64 * 4
+
+
 def test_supervised_step_samples_nothing(tmp_path):
     memory = plan(config(tmp_path, "method=sft", "rollout.group_size=1"), ARCH, 1).memory
     assert memory.kv_cache == memory.sampler_logits == 0
@@ -125,6 +128,26 @@ def test_batch_that_does_not_divide_over_the_devices_is_refused(tmp_path):
         plan(config(tmp_path, "optim.microbatch_completions=8"), ARCH, 2)
 
 
+def test_tensor_axis_that_does_not_divide_the_model_is_refused_with_those_that_do(tmp_path):
+    wide = dataclasses.replace(ARCH, num_heads=8, num_kv_heads=4, ffn_width=24)
+    match = r"mesh.tensor must divide \{.*'kv_heads': 4\} of the model, got 8; what does: 1, 2, 4"
+    with pytest.raises(ValueError, match=match):
+        plan(config(tmp_path, "mesh.tensor=8"), wide, 8)
+    halved = plan(config(tmp_path, "mesh.tensor=2"), wide, 2).memory
+    assert halved.params < 0.7 * plan(config(tmp_path), wide, 1).memory.params
+    untied = dataclasses.replace(wide, tied_embeddings=False, vocab_size=101)
+    with pytest.raises(ValueError, match=r"'vocab': 101\} of the model, got 2; what does: 1$"):
+        plan(config(tmp_path, "mesh.tensor=2"), untied, 2)
+
+
+def test_parts_of_groups_are_refused_on_a_mesh_of_three_axes(tmp_path):
+    words = ("mesh.fsdp=2", "mesh.tensor=2", "data.num_prompts_per_step=16")
+    wide = dataclasses.replace(ARCH, num_heads=4, num_kv_heads=2)
+    assert plan(config(tmp_path, *words, "optim.microbatch_completions=2"), wide, 8).devices == 8
+    with pytest.raises(ValueError, match=r"multiple of a group's 2 .*mesh.tensor"):
+        plan(config(tmp_path, *words, "optim.microbatch_completions=1"), wide, 8)
+
+
 def test_gradient_of_a_microbatch_is_held_beside_the_sum(tmp_path):
     one = plan(config(tmp_path), ARCH, 1).memory
     several = plan(config(tmp_path, "optim.microbatch_completions=2"), ARCH, 1).memory
@@ -138,3 +161,47 @@ def test_description_names_every_part_in_the_one_vocabulary(tmp_path):
         assert f"\n{word} " in text
     for field in dataclasses.fields(the_plan.memory):
         assert field.name.replace("_", " ") in text
+
+
+def test_critic_is_counted_with_its_moments_and_gradient(tmp_path):
+    """A vector of the model's width (8) and a bias, in float32; nothing for other methods."""
+    words = ("method=ppo_clip", "method.kl_coef=0", "rollout.group_size=1")
+    without = ("method=sft", "rollout.group_size=1")
+    critic, none = (plan(config(tmp_path, *w), ARCH, 1).memory for w in (words, without))
+    assert (critic.critic, none.critic) == (3 * 9 * 4, 0)
+    assert critic.gradients == none.gradients + 9 * 4
+    assert critic.activations == none.activations
+    halved = plan(config(tmp_path, *words, "optim.microbatch_completions=1"), ARCH, 1).memory
+    assert halved.gradients == 2 * critic.gradients
+    always = critic.params + critic.optimizer + critic.critic
+    assert critic.peak == always + max(
+        critic.gradients + critic.activations + critic.logits_chunk,
+        critic.kv_cache + critic.sampler_logits,
+    )
+
+
+def test_critic_of_a_bfloat16_model_keeps_the_states_it_reads_in_float32(tmp_path):
+    """4 completions of 32 tokens, 8 wide."""
+    bf16 = ("model.dtype=bfloat16", "rollout.group_size=1", "method.kl_coef=0")
+    critic, none = (
+        plan(config(tmp_path, *bf16, f"method={name}"), ARCH, 1).memory.activations
+        for name in ("ppo_clip", "reinforce_pp")
+    )
+    assert critic - none == 4 * 32 * 8 * 4
+
+
+def test_pivot_is_sampled_and_cached_beside_the_group(tmp_path):
+    got = plan(config(tmp_path, "method=mc_grpo"), ARCH, 1)
+    assert got.completions == 4 * 3
+    assert got.memory.kv_cache == (4 * 16 + 12 * 32) * 64
+
+
+def test_allocated_groups_may_take_twice_the_passes(tmp_path):
+    """In the worst case each prompt's last row is nearly empty; the budget is the same."""
+    words = ("optim.microbatch_completions=2", "method.rollouts_min=1")
+    even = plan(config(tmp_path, "method=grpo", words[0]), ARCH, 1)
+    uneven = plan(config(tmp_path, "method=knapsack", *words), ARCH, 1)
+    assert uneven.completions == even.completions == 8
+    assert (even.microbatches, uneven.microbatches) == (4, 8)
+    bounded = plan(config(tmp_path, "method=knapsack", *words, "method.rollouts_max=2"), ARCH, 1)
+    assert bounded.microbatches == 4

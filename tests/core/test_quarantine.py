@@ -30,6 +30,7 @@ def _scores(failed=(), *failures, name="mine:f"):
         columns=np.zeros((count, 1), np.float32),
         total=np.zeros(count, np.float32),
         valid=np.ones(count, bool),
+        asked=np.ones(count, bool),
         failed={name: np.array(failed, bool)},
         failures=failures,
         calls=count,

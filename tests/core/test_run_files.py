@@ -115,6 +115,13 @@ def test_samples_hold_ids_text_logp_and_rewards(tmp_path: Path):
         "reward": 1.0,
         "advantage": None,
         "finished": True,
+        "injected": 0,
+        "role": "",
+        "round": 1,
+        "level": 0,
+        "context": None,
+        "replaced": False,
+        "replayed": False,
     }
 
 

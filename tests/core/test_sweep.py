@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from jgrpo import cli, config_io
-from jgrpo.sweep import signals_passed_on
-from jgrpo.sweep_file import Distribution, Draws, read
-from jgrpo.sweep_plan import draw, expand
-from jgrpo.sweep_study import Study
-from jgrpo.sweep_table import failure_file, look, rows, write_tables
+from jgrpo.sweep.file import Distribution, Draws, read
+from jgrpo.sweep.plan import draw, expand
+from jgrpo.sweep.runs import signals_passed_on
+from jgrpo.sweep.study import Study
+from jgrpo.sweep.table import failure_file, look, rows, write_tables
 
 BASE = """\
 model: {path: tiny}
@@ -346,8 +346,8 @@ def test_words_that_do_not_go_together_are_refused(words, capsys):
     assert stop.value.code == 2
 
 
-def test_a_signal_reaches_the_process_of_the_run_once():
-    # It exits with the number of signals it got. `timeout` sends two, one to the group.
+def test_every_signal_reaches_the_process_of_the_run_once():
+    # It exits with the number of signals it got. What is an echo, the run decides.
     count = "n=0; trap 'n=$((n+1))' TERM; echo; for i in {1..15}; do sleep 0.1; done; exit $n"
     before = signal.getsignal(signal.SIGTERM)
     with signals_passed_on() as passed_on:
@@ -357,7 +357,7 @@ def test_a_signal_reaches_the_process_of_the_run_once():
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.3)
-        assert child.wait(timeout=30) == 1
+        assert child.wait(timeout=30) == 2
         child.stdout.close()
     assert passed_on.name == "SIGTERM"
     assert signal.getsignal(signal.SIGTERM) is before

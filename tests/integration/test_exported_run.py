@@ -90,7 +90,7 @@ def test_training_goes_on_from_an_export_as_from_the_checkpoint(root, trained, t
     run(root, tmp_path / "next", f"model.path={first}", "run.steps=1")
     opened, params, _, trained_steps = reopen(source, (), 1)
     assert trained_steps == 1
-    expected = opened.collector.collect(params, 0, 0).rollouts
+    expected = opened.collector.collect(params, 0, 0, opened.initial_state().strategy).rollouts
     tokens, mask, logp = (
         np.asarray(x)
         for x in jax.device_get((expected.tokens, expected.mask, expected.behavior_logp))

@@ -41,9 +41,16 @@ def wait_for_steps(process: subprocess.Popen[str], folder: Path, steps: int) -> 
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_signal_saves_and_the_same_command_continues(tmp_path: Path, number: int, code: int):
-    process = start(tmp_path, "run.steps=100000")
+@pytest.mark.parametrize(
+    ("number", "code", "lag"),
+    [(signal.SIGTERM, 75, 0), (signal.SIGINT, 130, 0), (signal.SIGTERM, 75, 1)],
+)
+def test_signal_saves_and_the_same_command_continues(
+    tmp_path: Path, number: int, code: int, lag: int
+):
+    """Also when the signal finds a step that is sampled ahead."""
+    ahead = f"rollout.lag={lag}"
+    process = start(tmp_path, "run.steps=100000", ahead)
     wait_for_steps(process, tmp_path, 2)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
@@ -56,7 +63,7 @@ def test_signal_saves_and_the_same_command_continues(tmp_path: Path, number: int
     (saved,) = (int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert [row["step"] for row in rows] == list(range(saved))
 
-    process = start(tmp_path, f"run.steps={saved + 1}")
+    process = start(tmp_path, f"run.steps={saved + 1}", ahead)
     _, said = process.communicate(timeout=240)
     assert process.returncode == 0, said
     assert f"continuing {tmp_path} after step {saved}" in said
@@ -88,6 +95,42 @@ def test_second_signal_ends_at_once_but_an_echo_of_the_first_does_not(second: in
     _, said = process.communicate(timeout=5)
     assert process.returncode == 128 + second
     assert b"ending without a save" in said
+
+
+DROPPED = """
+import gc, os, signal, time
+from jgrpo.stopping import Stopping, StopRequested
+
+def ask(*_):
+    if not stopping.requested:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.05)  # the handler runs here
+
+class Finalized:
+    def __del__(self):
+        ask()
+
+with Stopping(60.0) as stopping:
+    try:
+        with stopping.interruptible():
+            {moment}
+            time.sleep(20)
+    except StopRequested:
+        print("left")
+"""
+
+
+@pytest.mark.parametrize("moment", ["gc.callbacks.append(ask); gc.collect()", "Finalized()"])
+def test_a_signal_where_python_drops_exceptions_still_leaves_the_work(moment: str):
+    done = subprocess.run(
+        [sys.executable, "-c", DROPPED.format(moment=moment)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=10,
+    )
+    assert done.stdout == "left\n", done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_grace_period_ends_a_run_that_does_not_stop_in_time(tmp_path: Path):

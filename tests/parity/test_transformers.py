@@ -9,13 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_models import extend_in_order
 
 from jgrpo.models import hf
-from jgrpo.models.decoder import build, complete, empty_own, logits, prefill
+from jgrpo.models.cache import empty_rings
+from jgrpo.models.decoder import build, logits, prefill
 from jgrpo.models.load import load
 
 pytestmark = pytest.mark.parity
-NAMES = ("llama3", "llama_tied", "qwen2", "qwen3", "qwen3_tied")
+NAMES = ("llama3", "llama_tied", "qwen2", "qwen3", "qwen3_moe", "qwen3_tied")
 TOLERANCE = 1e-4
 SMOLLM2 = Path("~/.cache/jgrpo/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf").expanduser()
 
@@ -107,15 +109,13 @@ def greedy_answer(model, question, count=24):
 
     @jax.jit
     def step(params, token, cache, own, offset):
-        hidden, own = complete(
-            model.graphdef, params, token[:, None, None], cache, own=own, offset=offset
-        )
-        return logits(params, hidden[:, 0, 0]).argmax(-1), own
+        hidden, own = extend_in_order(model.graphdef, params, token[:, None], cache, own, offset)
+        return logits(params, hidden[:, 0]).argmax(-1), own
 
     params = jax.tree.map(jnp.asarray, model.params)
     hidden, cache = prefill(model.graphdef, params, prompt, jnp.ones_like(prompt, bool))
     token = logits(params, hidden[:, -1]).argmax(-1)
-    own, drawn = empty_own(cache, 1, count), []
+    own, drawn = empty_rings(cache, 1, count), []
     for offset in range(count):
         if int(token[0]) in model.eos_ids:
             break
@@ -149,8 +149,8 @@ def test_smollm2_tokenizer_is_as_published(smollm2):
 def test_smollm2_from_gguf_equals_transformers_reading_it(smollm2, tmp_path):
     """Every tensor bit by bit (through our export), and the logits of a sentence.
 
-    The stream of this model reaches 22,452 at the first token, where float32 rounds by 0.001:
-    transformers itself is up to 2.1e-4 from a float64 computation there (64 first tokens tried).
+    The stream of this model reaches 22,452 at the first token, where float32 rounds by 0.001. How
+    far two float32 programs come apart depends on the processor: both are held against float64.
     """
     pytest.importorskip("accelerate", reason="transformers reads GGUF with accelerate only")
     import torch
@@ -172,14 +172,15 @@ def test_smollm2_from_gguf_equals_transformers_reading_it(smollm2, tmp_path):
     for name, tensor in state.items():
         np.testing.assert_array_equal(ours[name], tensor.numpy(), err_msg=name)
     ids = smollm2.tokenizer("The quick brown fox jumps over the lazy dog 123 times.").input_ids
-    with torch.no_grad():
-        expected = theirs(torch.tensor([ids])).logits.numpy()
     found = our_logits(tmp_path, np.array([ids]))
-    difference = np.abs(found - expected)
-    print(f"SmolLM2: difference, first token {difference[0, 0].max():.1e}", end="; ")
-    print(f"others {difference[0, 1:].max():.1e}")
-    assert difference[0, 1:].max() <= TOLERANCE
-    assert difference[0, 0].max() <= 3 * TOLERANCE
+    with torch.no_grad():
+        rounded = theirs(torch.tensor([ids])).logits.numpy()
+        exact = theirs.double()(torch.tensor([ids])).logits.numpy()
+    ours_off, theirs_off = (np.abs(x - exact)[0].max(-1) for x in (found, rounded))
+    print(f"SmolLM2, first token: {ours_off[0]:.1e} from float64, transformers {theirs_off[0]:.1e}")
+    print(f"others: {ours_off[1:].max():.1e} from float64, transformers {theirs_off[1:].max():.1e}")
+    assert ours_off[1:].max() <= max(TOLERANCE, 2 * theirs_off[1:].max())
+    assert ours_off[0] <= max(3 * TOLERANCE, 2 * theirs_off[0])
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -6,8 +6,20 @@ The rows stand in one file per family. What a row is stands in `jgrpo/algo/row.p
 import dataclasses
 from collections.abc import Mapping
 
-from jgrpo.algo.checks import suggestion
-from jgrpo.algo.methods import classic, coupled, credit, ratios, rewards
+from jgrpo.algo.checks import refuse, suggestion
+from jgrpo.algo.methods import (
+    asked,
+    classic,
+    coupled,
+    credit,
+    guided,
+    judged,
+    preference,
+    ratios,
+    replayed,
+    rewards,
+    rounds,
+)
 from jgrpo.algo.row import (
     FIELDS,
     SETTINGS,
@@ -16,7 +28,6 @@ from jgrpo.algo.row import (
     Constant,
     Method,
     field_problems,
-    refuse_problems,
 )
 
 __all__ = [
@@ -58,7 +69,7 @@ def method(name: str, /, **overrides: Constant) -> Method:
             raise ValueError(
                 f"method {name!r}: unknown field {field!r}{suggestion(field, SETTINGS)}"
             )
-    refuse_problems(name, dataclasses.asdict(row) | overrides)
+    refuse(name, field_problems(dataclasses.asdict(row) | overrides))
     values = {f: FIELDS[f].kind(value) for f, value in overrides.items()}
     changed = {f: value for f, value in values.items() if value != getattr(row, f)}
     listed = ", ".join(f"{f}={value!r} (row: {getattr(row, f)!r})" for f, value in changed.items())
@@ -72,4 +83,10 @@ METHODS: Mapping[str, Method] = {
     **credit.ROWS,
     **rewards.ROWS,
     **coupled.ROWS,
+    **guided.ROWS,
+    **rounds.ROWS,
+    **preference.ROWS,
+    **asked.ROWS,
+    **judged.ROWS,
+    **replayed.ROWS,
 }

@@ -41,12 +41,16 @@ ROWS: Mapping[str, Method] = {
         kl_coef=0.001,
         gamma=1.0,
         gae_lambda=0.95,
+        value_coef=0.1,
+        value_clip=0.2,
         paper="PPO, arXiv:1707.06347",
-        evidence="loss executed against verl compute_policy_loss_vanilla; advantages are the "
-        "textbook's",
-        departs="One completion per prompt. The critic is the caller's: its values come in as "
-        "side.values, its targets from algo.gae, its loss from algo.value_loss. gamma, gae_lambda "
-        "and the KL coefficient for language models are not the paper's.",
+        evidence="policy loss executed against verl compute_policy_loss_vanilla; advantages and "
+        "value loss are the textbook's",
+        departs="One completion per prompt (rollout.group_size=1). The critic is a linear read-out "
+        "of the policy's hidden states, zero at first; its loss shapes the policy's layers too, as "
+        "in the paper's shared network. Values are clipped (public code; not in the paper). "
+        "value_coef and value_clip are TRL's; gamma, gae_lambda and the KL coefficient for "
+        "language models are not the paper's.",
         summary="The ancestor: clipped ratios with advantages from a value network.",
     ),
     "rloo": Method(

@@ -39,8 +39,8 @@ ROWS: Mapping[str, Method] = {
         paper="MC-GRPO, arXiv:2601.22582",
         evidence="statistics executed against the authors' trainers with torch's median; the "
         "trainers read",
-        departs="Set rollout.group_size to G + 1. Of equal medians the first row is dropped. The "
-        "gsm trainer's rescaling is post drop_pivot_rescaled.",
+        departs="Training runs sample rollout.group_size + 1 completions (G + 1). Of equal medians "
+        "the first row is dropped. The gsm trainer's rescaling is post drop_pivot_rescaled.",
         summary="For few completions per prompt: a median baseline, whose sign does not flip with "
         "one outlier.",
     ),
@@ -75,10 +75,12 @@ ROWS: Mapping[str, Method] = {
         rho_min=0.875,
         rho_max=0.96,
         half_drift=0.06,
+        draw="priority",
+        draw_candidates=4,
         paper="SPO, arXiv:2509.13232",
         evidence="verl-recipe spo_ray_trainer.py and train.sh read",
-        departs="One completion per prompt. Prompts come as the loop draws them; the paper's "
-        "weights are algo.uncertainty_weights. A batch of one gets 0.",
+        departs="One completion per prompt. Prompts are drawn by draw priority from "
+        "draw_candidates = 4 for each (the paper's number is not known). A batch of one gets 0.",
         summary="One completion per prompt: a tracker that forgets is the baseline.",
     ),
     "stratified_grpo": Method(
@@ -114,12 +116,18 @@ ROWS: Mapping[str, Method] = {
         post="novelty",
         novelty_coef=2.5,
         novelty_clip=0.5,
+        allocate="xrpo",
+        rollouts_min=2,
+        rollouts_max=128,
+        allocation_phases=3,
+        allocation_bonus=0.1,
+        confidence_alpha=0.05,
         penalty="k3",
         kl_coef=0.04,
         paper="XRPO, arXiv:2510.06672",
         evidence="weak: reviews and third-party code",
-        departs="The advantage only; allocation and in-context examples are the loop's. The mean "
-        "log-prob is taken over the whole group (assumed).",
+        departs="Form and weight of the allocation's bonus are assumed, and that the mean log-prob "
+        "is taken over the whole group. Prompts are not asked again with solved examples.",
         summary="Rewards correct completions that were unlikely.",
     ),
     "v0_5": Method(
@@ -127,6 +135,7 @@ ROWS: Mapping[str, Method] = {
         base="prior",
         scale="none",
         allocate="v0_5",
+        tracker="success",
         prior_noise=1.0,
         rollouts_min=4,
         rollouts_max=16,
@@ -136,23 +145,24 @@ ROWS: Mapping[str, Method] = {
         paper="V0.5, arXiv:2603.10848",
         evidence="weak: third-party notes; stop rule and scale reconstructed",
         departs="No scale is stated after the baseline: none is assumed. Rewards are -1 and 1 "
-        "(prior_noise 0.25 for 0 and 1). The value model is the caller's: its prediction comes in "
-        "as side.prior.",
+        "(prior_noise 0.25 for 0 and 1). In training runs the prediction is the prompt's mean "
+        "reward when it was last asked, in place of a value model; a prompt never asked has none.",
         summary="Shrinks the mean of a few completions towards the prediction of a value model.",
     ),
     "v0": Method(
         name="v0",
         allocate="v0",
+        tracker="success",
         rollouts_min=2,
         rollouts_max=128,
         penalty="k3",
         kl_coef=0.04,
         paper="V0, arXiv:2602.03584",
         evidence="weak: third-party notes; the authors' repository has the value model only",
-        departs="The value model is the caller's. Greedy as in the paper; allocate v0_exact is "
-        "optimal.",
-        summary="GRPO whose budget follows success rates that a frozen value model predicts "
-        "before sampling.",
+        departs="In training runs the success rate is that of the prompt when it was last asked, "
+        "in place of a frozen value model; unknown prompts get an equal share. Greedy as in the "
+        "paper; allocate v0_exact is optimal.",
+        summary="GRPO whose budget follows success rates that are predicted before sampling.",
     ),
     "knapsack": Method(
         name="knapsack",

@@ -148,7 +148,7 @@ ROWS: Mapping[str, Method] = {
         paper="CTPO, arXiv:2605.07331",
         evidence="executed against the authors' core_algos.py (cumprod-la, geomean-la, cumprod)",
         departs="The correction for the sampler's mismatch (threshold 5) is off: "
-        "veto=is_sequence, is_high=5 turns it on.",
+        "correction=is_sequence, is_high=5 turns it on.",
         summary="Weighs a token by the ratio of its whole prefix, with bounds that widen with "
         "position.",
     ),

@@ -49,7 +49,7 @@ ROWS: Mapping[str, Method] = {
     "c_grpo": Method(
         name="c_grpo",
         shape="rubric",
-        veto="is_token",
+        correction="is_token",
         is_low=0.5,
         is_high=2.0,
         rubric_reward_ratio=0.3,
@@ -107,14 +107,60 @@ ROWS: Mapping[str, Method] = {
     "masa": Method(
         name="masa",
         shape="column_mean",
+        plan="predict",
+        expert_coef=1.0,
         clip_low=0.2,
         clip_high=0.28,
         dual_clip=10.0,
         paper="MASA, arXiv:2510.03259",
         evidence="authors' meta_cog.py read; the gate from third-party notes",
-        departs="The reward and its loss; meta rollouts, gate (algo.predicted_trivial) and length "
-        "cut-off are the loop's. Columns of meta rollouts come from algo.meta_rewards; solutions "
-        "have one reward.",
-        summary="Rewards correct predictions about the model's own solutions.",
+        departs="The words that ask for predictions (context.predict) are ours; of notions only a "
+        "final s is cut to make them singular. Predictions gate and shorten solutions with plan "
+        "predict_first alone (the released code does not). Those that are imitated (a batch is as "
+        "many as a step has prompts) are a term of the next step's first update, of weight 1 "
+        "(assumed); their length is divided by the number of right solutions (the release: of "
+        "all). In a loop of your own: columns of predictions from algo.meta_rewards, one reward of "
+        "solutions.",
+        summary="Lets the model predict its own solutions in a second group, and rewards that.",
+    ),
+    "train_long_think_short": Method(
+        name="train_long_think_short",
+        shape="budget_triangle",
+        plan="budget",
+        paper="Train Long, Think Short, arXiv:2508.08940",
+        evidence="paper",
+        departs="The weight of the format (.1) is the rest of the published two. The sentence that "
+        "tells the budget (context.budget) is ours. Held-out prompts are asked without it; "
+        "plan uniform leaves it out of training too. Cuts are at the paper's 150 steps: set "
+        "budget_every_steps.",
+        summary="A length reward around a token budget that shrinks while the run goes on.",
+    ),
+    "grpo_lambda": Method(
+        name="grpo_lambda",
+        shape="lambda_switch",
+        paper="GRPO-lambda, arXiv:2505.18086",
+        evidence="weak: read through notes",
+        departs="alpha = .2 is assumed, and so is the population std of the lengths.",
+        summary="Fines length only for the prompts that the policy already solves most often.",
+    ),
+    "posterior_grpo": Method(
+        name="posterior_grpo",
+        shape="gated_sum",
+        weights="token_mean",
+        clip_high=0.28,
+        paper="Posterior-GRPO, arXiv:2508.05170",
+        evidence="weak: formula read through notes",
+        departs="The reasoning score is a reward function of the user's.",
+        summary="Pays for good reasoning only where the outcome is right.",
+    ),
+    "format_length": Method(
+        name="format_length",
+        shape="surrogate",
+        penalty="k3",
+        kl_coef=0.001,
+        paper="Surrogate signals, arXiv:2505.19439",
+        evidence="authors' reward file executed",
+        departs="L is the run's longest completion (theirs: 3072 tokens).",
+        summary="Learns without labels, from format and length alone.",
     ),
 }

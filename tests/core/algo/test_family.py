@@ -10,7 +10,7 @@ import oracles
 import oracles_family as loops
 import pytest
 
-from jgrpo.algo import METHODS, Side, advantages, init_state, method
+from jgrpo.algo import METHODS, Side, advantages, init_state, method, needs
 from jgrpo.algo.trackers import BetaTracker, Multipliers
 
 DIGITS = 6e-7
@@ -84,12 +84,23 @@ EXAMPLES = {
                     [[-1.495017, 2.491694, 0]]),
     "C9": ("ngrpo", [[0, 0, 0, 0], [1, 0, 0, 0]], None, {},
            [[-0.447213] * 4, [1.095443, -0.730295, -0.730295, -0.730295]]),
-    "C11": ("v0_5", [[1, 1, -1, 1]], Side(prior=np.array([-0.4], F)), {},
+    "C11": ("v0_5", [[1, 1, -1, 1]], Side(prior=np.array([-0.4], F)), {"tracker": "none"},
             [[0.777778, 0.777778, -1.222222, 0.777778]]),
     "C12": ("stratified_grpo", [[1, 0, 1, 0, 0, 0.5]], Side(**SAN), {},
             [[1.149931, -0.964236, 1.357038, -0.817790, -0.817790, 0.092847]]),
     "C13": ("gdpo", [[[0, 0], [1, 0], [0, 1], [1, 1]], [[0, 0], [0, 1], [0, 1], [1, 1]]], None, {},
             [[-1.224677, 0, 0, 1.224677], [-1.414097, 0, 0, 1.414097]]),
+    "C12 inside": ("stratified_grpo", [[1, 0, 1, 0, 0, 0.5]], Side(**SAN), {"stratum_blend": 1.0},
+                   [[0.999998, -0.999998, 1.414211, -0.707105, -0.707105, 0]]),
+    "C12 whole": ("stratified_grpo", [[1, 0, 1, 0, 0, 0.5]], Side(**SAN), {"stratum_blend": 0.0},
+                  [[1.299864, -0.928475, 1.299864, -0.928475, -0.928475, 0.185695]]),
+    "C13 sum": ("gdpo", [[[0, 0], [1, 0], [0, 1], [1, 1]], [[0, 0], [0, 1], [0, 1], [1, 1]]], None,
+                {"post": "none"}, [[-1.731751, 0, 0, 1.731751], [-1.9996, 0, 0, 1.9996]]),
+    "C13 tokens": ("gdpo", [[[0, 0], [1, 0], [0, 1], [1, 1]]],
+                   Side(mask=np.arange(3) < np.array([[1, 2, 3, 2]])[..., None]),
+                   {"post": "token_whiten", "scale_eps": 1e-6, "post_eps": 1e-8},
+                   [[-1.755426, 0, 0], [-0.195047, -0.195047, 0], [-0.195047] * 3,
+                    [1.365332, 1.365332, 0]]),
     "C15": ("tempo", [[1, 0, 0]], TEMPO_SIDE, {},
             [[1.443373, 2.020722, 1.154699], [-0.288675, -1.443373, -0.577349],
              [-1.154699, -0.577349, 0]]),
@@ -246,7 +257,6 @@ def test_group_rows_agree_with_the_loops():
         "ngrpo": (binary, None, loops.ngrpo(binary)),
         "bnpo": (r, None, loops.bnpo(r.astype(float))),
         "stratified_grpo": (r, Side(strata=STRATA), loops.stratified(r, STRATA)),
-        "v0_5": (r, Side(prior=PRIOR), loops.v0_5(r.astype(float), PRIOR)),
         "unlikeliness": (binary, Side(mean_logp=MEAN_LOGP), shaped(rare, binary)),
         "tempsamp_r1": (r, None, np.stack([loops.zscore([loops.squash(x) for x in g], 1e-4)
                                            for g in r.astype(float)])),
@@ -266,6 +276,8 @@ def test_group_rows_agree_with_the_loops():
     for name, (rewards, side, expected) in cases.items():
         got = values(name, rewards, side)
         np.testing.assert_allclose(got, expected, rtol=2e-5, atol=2e-5, err_msg=name)
+    got = values("v0_5", r, Side(prior=PRIOR), tracker="none")
+    np.testing.assert_allclose(got, loops.v0_5(r.astype(float), PRIOR), rtol=2e-5, atol=2e-5)
 
 
 def test_batch_statistics_agree_with_the_loops():
@@ -337,10 +349,13 @@ def test_law_13_prefix_values_telescope_to_the_own_reward():
 
 def test_law_16_prior_and_mean_are_the_two_ends_of_the_baseline():
     r = np.array([[1, -1, 1, 1]], F)
-    near = values("v0_5", r, Side(prior=np.array([0.4], F)))
+    near = values("v0_5", r, Side(prior=np.array([0.4], F)), tracker="none")
     np.testing.assert_allclose(near, r - 0.4, atol=1e-6)
-    sure = values("v0_5", r, Side(prior=np.array([-0.9], F)), prior_noise=0.0)
+    known = {"prior_noise": 0.0, "tracker": "none"}
+    sure = values("v0_5", r, Side(prior=np.array([-0.9], F)), **known)
     np.testing.assert_allclose(sure, r - 0.5, atol=1e-6)
+    alone = values("v0_5", r, Side(prior=np.array([np.nan], F)), tracker="none")
+    np.testing.assert_allclose(alone, r - 0.5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -350,6 +365,8 @@ def test_law_16_prior_and_mean_are_the_two_ends_of_the_baseline():
         ("grpo", {"penalty": "none"}, np.zeros((1, 2, 2), F), None, "for one reward, got 2 col"),
         ("dapo", {}, np.zeros((1, 2, 2), F), None, "one reward per completion"),
         ("rloo", {}, np.zeros((1, 2, 2), F), None, "kl_in 'reward' is for one reward"),
+        ("gdpo", {"post": "drop_pivot"}, np.zeros((1, 2, 2), F), None, "'drop_pivot' is for one"),
+        ("gdpo", {"post": "prefix_td"}, np.zeros((1, 2, 2), F), None, "got 2 columns"),
         ("c_grpo", {}, np.zeros((1, 2), F), None, "takes reward columns"),
         ("c_grpo", {}, np.zeros((1, 2, 3), F), None, "2 reward columns"),
         ("fgrpo", {}, np.zeros((1, 2, 4), F), None, "algo.init_state"),
@@ -367,29 +384,36 @@ def test_wrong_columns_and_states_are_refused(name, overrides, rewards, state, w
         advantages(method(name, **overrides), rewards, side, state)
 
 
-def test_every_row_ignores_invalid_completions():
+@pytest.mark.parametrize("name", METHODS)
+def test_every_row_ignores_invalid_completions(name):
     """A seventh row that does not count, with a reward of nan, changes no advantage."""
+    m = dataclasses.replace(METHODS[name], overlong_buffer_tokens=2)
+    two = ("c_grpo", "format_length", "train_long_think_short", "autorule", "m_grpo")
+    columns = ({"fgrpo": 4} | dict.fromkeys(two, 2)).get(name, 3 if "columns" in needs(m) else 0)
     r = groups(1, choices=(0.0, 1.0))
-    bad = np.concatenate([r, np.full((5, 1), np.nan, F)], axis=1)
+    if columns:
+        r = np.stack([groups(k, choices=(0.0, 1.0)) for k in range(columns)], -1)
+    bad = np.concatenate([r, np.full_like(r[:, :1], np.nan)], axis=1)
     valid = np.arange(7) * np.ones((5, 1)) < 6
+    # The solution stands in the middle, so that it is not the row that does not count.
+    reference = np.arange(6) * np.ones((5, 1)) == 2
+    of_rows = {"lengths": LENGTHS, "mean_logp": MEAN_LOGP, "strata": STRATA, "mask": MASK,
+               "tokens": TOKENS, "reference": reference, "sequence_kl": MEAN_LOGP,
+               "token_kl": TOKENS.astype(F), "values": TOKENS.astype(F),
+               "segments": TOKENS, "prefix_scores": TOKENS.astype(F),
+               "answer_logp": MEAN_LOGP,
+               "truncated": reference, "repeats": reference, "skilled": reference,
+               "non_incorrect": ~reference, "chance": TOKENS[..., 0].astype(F)}  # fmt: skip
+    rest = {"prior": PRIOR, "max_completion_tokens": 4, "prompt_ids": np.arange(5),
+            "drift": np.zeros(5, F), "step": np.array(7)}  # fmt: skip
+    state = init_state(m, num_prompts=5) if m.tracker != "none" else None
     add = lambda x: np.concatenate([x, x[:, :1]], axis=1)  # noqa: E731
-    base = {"lengths": LENGTHS, "mean_logp": MEAN_LOGP, "strata": STRATA, "mask": MASK,
-            "tokens": TOKENS, "reference": np.arange(6) * np.ones((5, 1)) == 5,
-            "sequence_kl": MEAN_LOGP, "token_kl": TOKENS.astype(F),
-            "values": TOKENS.astype(F)}  # fmt: skip
-    rest = {"prior": PRIOR, "max_completion_tokens": 4}
-    for name, m in METHODS.items():
-        if name in ("spo", "fgrpo", "knapsack", "c_grpo", "multi_objective_grpo", "rank_grpo"):
-            continue
-        if m.combine == "sum":
-            continue
-        m = dataclasses.replace(m, overlong_buffer_tokens=2)
-        alone = advantages(m, r, Side(**base, **rest)).values
-        wide = {field: add(x) for field, x in base.items()}
-        got = np.asarray(advantages(m, bad, Side(**wide, **rest, valid=valid)).values)
-        if got.shape == (35, 4):
-            alone, got = np.asarray(alone).reshape(5, 6, 4), got.reshape(5, 7, 4)
-        assert not got[:, 6].any(), name
-        if name == "grao":
-            continue
-        np.testing.assert_allclose(got[:, :6], alone, rtol=1e-5, atol=1e-5, err_msg=name)
+    alone = np.asarray(advantages(m, r, Side(**of_rows, **rest), state).values)
+    wide = {field: add(x) for field, x in of_rows.items()}
+    found = advantages(m, bad, Side(**wide, **rest, valid=valid), state)
+    got = np.asarray(found.values)
+    if got.shape == (35, 4):
+        alone, got = alone.reshape(5, 6, 4), got.reshape(5, 7, 4)
+    assert not got[:, 6].any()
+    assert not np.asarray(found.keep)[:, 6].any()
+    np.testing.assert_allclose(got[:, :6], alone, rtol=1e-5, atol=1e-5)

@@ -188,8 +188,11 @@ def test_strict_dtype_promotion_holds_for_every_row():
         assert loss.dtype == jnp.float32, m.name
 
 
-SIZE = {"clip_low": 0.2, "clip_high": 0.3, "kl_coef": 0.1, "constant_length_tokens": 7}
-LOSS_SLOTS = ("level", "trust", "weights", "penalty", "veto")
+SIZE = {
+    **{"clip_low": 0.2, "clip_high": 0.3, "kl_coef": 0.1, "constant_length_tokens": 7},
+    "off_policy_delta": 0.117,  # not a value that a mean of the drawn ratios can have
+}
+LOSS_SLOTS = ("level", "trust", "weights", "penalty", "veto", "correction")
 slots = st.fixed_dictionaries({slot: st.sampled_from(SLOTS[slot]) for slot in LOSS_SLOTS})
 
 
@@ -213,11 +216,13 @@ def test_any_composition_agrees_with_the_loops(chosen, seed, shape, size, dual_c
     behavior = (old + 0.3 * gap).astype(np.float32)
     segments = draw.integers(-1, 3, shape)
     per_token = draw.normal(size=(shape[0], 1)).astype(np.float32) * np.ones(shape, np.float32)
-    expected = oracles.policy_loss(m, logp, old, mask, per_token, ref, segments, behavior)
+    marked = draw.random(shape) < 0.5
+    more = (ref, segments, behavior, marked)
+    expected = oracles.policy_loss(m, logp, old, mask, per_token, *more)
     got = jax.value_and_grad(
         lambda x: policy_loss(
             m, x, old_logp=old, mask=mask, advantages=per_token, ref_logp=ref, segments=segments,
-            behavior_logp=behavior,
+            behavior_logp=behavior, entropy_mask=marked,
         )[0]
     )(np.where(mask, logp, np.nan).astype(np.float32))  # fmt: skip
     for ours, theirs in zip(got, expected, strict=True):
@@ -245,6 +250,7 @@ def test_entropy_bonus_lowers_the_loss_by_the_weighted_entropy():
     [
         (method("gspo", bonus="entropy"), "needs entropy"),
         (METHODS["c_grpo"], "needs behavior_logp"),
+        (method("gspo", veto="top_entropy"), "needs entropy_mask"),
         (METHODS["rank_grpo"], "needs (ref_logp|segments)"),
         (METHODS["disco"], "late_advantages"),
     ],

@@ -9,6 +9,7 @@ import numpy as np
 import oracles
 import pytest
 
+from jgrpo import config_io
 from jgrpo.algo import Choice, advantages, method, needs, policy_loss
 from jgrpo.algo.trust import Trusted
 
@@ -52,6 +53,25 @@ def test_outside_functions_fill_slots_and_say_what_they_do():
 
 def test_outside_choice_says_what_it_needs():
     assert needs(method("gspo", base="my_slots:needy")) == {"strata"}
+
+
+def test_slots_are_mixed_in_a_recipe(root):
+    """By name and by path; what a slot wants and no run supplies, and a bad path, are named."""
+    recipe = root / "configs" / "quickstart.yaml"
+    mixed = "method={name: gspo, base: group_median, trust: sapo}"
+    m = config_io.load(recipe, [mixed]).method
+    assert m == method("gspo", base="group_median", trust="sapo")
+    assert "base='group_median' (row: 'group_mean'), trust='sapo' (row: 'clip')" in m.departs
+    own = config_io.load(recipe, ["method={name: gspo, trust: 'my_slots:halved'}"]).method
+    assert own.trust == "my_slots:halved"
+    for words, message in (
+        ("method={name: gspo, trust: 'my_slots:halve'}", "cannot load 'my_slots:halve'"),
+        ("method={name: gspo, base: group_media}", "did you mean 'group_median'"),
+        ("method={name: gspo, base: stratum_mean}", "rollout.stratum_mark"),
+        ("method={name: gspo, combine: sum}", "reward.functions: must list at least 2"),
+    ):
+        with pytest.raises(config_io.ConfigError, match=message):
+            config_io.load(recipe, [words])
 
 
 @pytest.mark.parametrize(

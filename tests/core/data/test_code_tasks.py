@@ -6,8 +6,11 @@ import re
 
 import pytest
 
+from jgrpo import config_io
 from jgrpo.config import DataConfig
+from jgrpo.data.check import check
 from jgrpo.data.tasks import load_task
+from jgrpo.models.load import load
 from jgrpo.rewards.code import code_tests, instrument, program_of
 
 STUB = (
@@ -206,3 +209,24 @@ def test_reference_solutions_of_mbpp_pass_and_others_do_not(shared, task_id):
     assert _score(example, example.solution) == 1.0
     (name,) = example.columns["functions"]
     assert _score(example, f"```python\ndef {name}(*items): return None\n```") == 0.0
+
+
+def test_a_check_names_every_bad_row_of_both_datasets(tmp_path):
+    bad = [{"text": ""}, {"prompt": 1}]
+    tokenizer = load("tiny").tokenizer
+
+    def found(task, rows):
+        path = _write(tmp_path / f"{task}.jsonl", rows)
+        words = [f"data.task={task}", f"data.path={path}", "data.max_prompt_tokens=100000"]
+        config = tmp_path / "c.yaml"
+        config.write_text("model: {path: tiny}\nrun: {dir: none, steps: 1}\n")
+        report = check(config_io.load(config, words), tokenizer)
+        places = [f.place.rpartition(":")[2] for f in report.findings if f.kind == "bad row"]
+        return places, report.num_rows
+
+    rows = [MBPP, bad[0], MBPP | {"task_id": 11}, MBPP | {"task_id": 520}, bad[1]]
+    assert found("mbpp", rows) == (["2", "5"], {"train": 1, "heldout": 1})
+    many = [HUMANEVAL | {"prompt": f"# {i}\n{STUB}"} for i in range(20)]
+    places, num_rows = found("humaneval", [*many, bad[0], bad[1]])
+    assert places == ["21", "22"]
+    assert sum(num_rows.values()) == 20

@@ -19,6 +19,8 @@ SIGNS = set("0123456789+-*/=();#?.,% abcdefghijklmnopqrstuvwxyz")
 TASKS = [
     ("chain", {}),
     ("chain", {"min_terms": 2, "max_terms": 5, "carries": "all", "recheck": 0.6}),
+    ("overthink", {}),
+    ("overthink", {"repeats": 4, "recheck": 1.0, "max_terms": 5}),
     ("gcd", {}),
     ("gcd", {"style": "few_shot", "max_per_answer": 150}),
     ("mod", {}),
@@ -56,7 +58,7 @@ def _problem(name, example):
     numbers = re.findall(r"[0-9]+", str(example.prompt))
     if name in ("gcd", "mod"):
         return tuple(sorted(numbers[-2:]))
-    return str(example.prompt) if name == "chain" else tuple(sorted(numbers))
+    return str(example.prompt) if name in ("chain", "overthink") else tuple(sorted(numbers))
 
 
 def _scores(task, examples):
@@ -153,6 +155,33 @@ def test_careless_solution_by_hand():
     assert chain._solution(problem, False, [True, True]) == (
         "61+72=133(133-72=61);133-79=54(54+79=133);#54"
     )
+
+
+def test_a_solution_that_overthinks_by_hand():
+    """Worked out twice, the first step checked each time; the answer stands once."""
+    problem = chain.Chain(61, (chain.Step(1, 72, 1), chain.Step(-1, 79, 2)))
+    assert chain._solution(problem, False, [True, False], 1) == (
+        "61+72=133(133-72=61);133-79=54;61+72=133(133-72=61);133-79=54;#54"
+    )
+
+
+def test_overthinking_is_right_and_as_frequent_as_asked():
+    """0, 1 or 2 repetitions equally often, a check at 3 steps in 10; longer than chain's twice."""
+    examples = _some(_task("overthink", {}).train, 1500)
+    assert _scores(_task("overthink", {}), examples) == [1.0] * 1500
+    times = [example.solution.split(";").count(_step(example)) for example in examples]
+    for count in (1, 2, 3):
+        assert times.count(count) / 1500 == pytest.approx(1 / 3, abs=0.04)
+    checked = sum("(" in example.solution.split(";")[0] for example in examples)
+    assert checked / 1500 == pytest.approx(0.3, abs=0.04)
+    plain = _task("chain", {}).train
+    needed = [len(plain[i].solution) for i in range(1500)]
+    assert sum(len(example.solution) for example in examples) > 2 * sum(needed)
+    assert [e.prompt for e in examples[:50]] == [plain[i].prompt for i in range(50)]
+
+
+def _step(example):
+    return example.solution.split(";")[0]
 
 
 @given(value=st.integers(0, 199), term=st.integers(1, 99))

@@ -10,8 +10,15 @@ import pytest
 from small_models import prompts
 
 from jgrpo import algo
-from jgrpo.learner.batch import mean_logp, minibatches, token_kl, unweighted, with_advantages
-from jgrpo.types import Rollouts
+from jgrpo.learner.batch import (
+    mean_logp,
+    minibatches,
+    token_kl,
+    unweighted,
+    with_advantages,
+    with_standing,
+)
+from jgrpo.types import Rollouts, Standing
 
 P, G, T = 6, 2, 4
 KEY = jax.random.key(0)
@@ -123,3 +130,58 @@ def test_token_kl_is_the_gap_where_the_mask_is():
     )
     np.testing.assert_allclose(token_kl(one), [[[0.5, -0.75, 0, 0], [0] * 4]], rtol=1e-6)
     np.testing.assert_allclose(mean_logp(one), [[-1.5, 0.0]], rtol=1e-6)
+
+
+def test_likelihood_of_explanations_worked_example():
+    """J = .12 of the group, log-probs [-1,-.5,-.3] of an explanation, beta = .05: J = .0900.
+
+    One prompt with a sampled completion (advantage .12, ratio 1) and an explanation that has ratio
+    1 too: its gradient is that of beta times the mean log-prob.
+    """
+    m = algo.METHODS["expo"]
+    tokens = np.zeros((1, 2, 3), np.int32)
+    old = np.array([[[-1, -1, -1], [-1, -0.5, -0.3]]], np.float32)
+    drawn = Rollouts(
+        prompts=prompts(1), tokens=tokens, mask=tokens == 0, behavior_logp=old,
+        finished=np.ones((1, 2), bool),
+    )  # fmt: skip
+    likelihood = np.array([[0, 0.05]], np.float32)
+    zeros = np.zeros((1, 2), np.int64)
+    standing = Standing(
+        round=zeros + 1, level=zeros, ratio=zeros, likelihood=likelihood,
+        weight=np.ones((1, 2), np.float32), counted=likelihood == 0, replaced=zeros > 0,
+        again=zeros > 0,
+    )  # fmt: skip
+    values = algo.Advantages(values=jnp.array([[0.12, 0]]), keep=jnp.ones((1, 2), bool))
+    whole = with_advantages(unweighted(drawn, np.ones((1, 2), bool)), values)
+    batch = with_standing(whole, standing)
+    (part,) = minibatches(m, batch, 1, KEY, imitated=likelihood > 0)
+    np.testing.assert_allclose(part.weights, np.full((1, 2, 3), 1 / 3))
+
+    def objective(logp):
+        rows = lambda x: jnp.asarray(x).reshape(-1, 3)  # noqa: E731
+        return -algo.policy_loss(
+            m, rows(logp), old_logp=rows(old), mask=rows(part.mask),
+            advantages=rows(part.advantages), weights=rows(part.weights),
+        )[0]  # fmt: skip
+
+    slope = np.asarray(jax.grad(objective)(jnp.asarray(old)))
+    np.testing.assert_allclose(slope[0, 1], 0.05 / 3 * np.ones(3), rtol=1e-6)
+    # The value of a group is its advantage at ratio 1; of a likelihood, the log-prob itself.
+    group = float(np.sum(part.weights[0, 0] * part.advantages[0, 0]))
+    assert group + float(np.sum(slope[0, 1] * old[0, 1])) == pytest.approx(0.0900, abs=1e-6)
+
+
+def test_completions_of_weight_zero_count_and_are_not_trained():
+    given = unweighted(rollouts(), np.ones((P, G), bool))
+    values = algo.Advantages(values=jnp.ones((P, G)), keep=jnp.ones((P, G), bool))
+    zeros = np.zeros((P, G), np.int64)
+    weight = np.where(np.arange(G) == 0, 0, 2).astype(np.float32) * np.ones((P, 1), np.float32)
+    standing = Standing(
+        round=zeros + 1, level=zeros, ratio=zeros, likelihood=zeros.astype(np.float32),
+        weight=weight, counted=zeros == 0, replaced=zeros > 0, again=zeros > 0,
+    )  # fmt: skip
+    found = with_standing(with_advantages(given, values), standing)
+    assert not found.mask[:, 0].any()
+    np.testing.assert_array_equal(found.mask[:, 1], np.asarray(given.mask)[:, 1])
+    assert (np.asarray(found.advantages)[:, 1] == 2).all()

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_models import extend_in_order
 
-from jgrpo.models import decoder
+from jgrpo.models import decoder, stack
 from jgrpo.models.architecture import Architecture, RopeScaling, logical_axes, num_params
+from jgrpo.models.cache import empty_rings
 
 BASE = Architecture(
     family="llama",
@@ -80,7 +82,8 @@ def plain_pass(arch, params, row):
 
 def two_passes(arch, params, tokens, mask, completions):
     prompt_hidden, cache = compiled(decoder.prefill, arch)(params, tokens, mask)
-    return prompt_hidden, cache, compiled(decoder.complete, arch)(params, completions, cache)[0]
+    hidden, _ = compiled(decoder.complete, arch)(params, completions, cache)
+    return prompt_hidden, cache, hidden
 
 
 def test_shared_prompt_pass_equals_plain_causal_pass(arch):
@@ -163,30 +166,39 @@ def loop_forward(arch, params, tokens):
     return norm(x, params["final_norm"])
 
 
-@pytest.mark.parametrize("chunks", [(1, 1, 1, 1), (2, 2), (1, 3)])
-def test_decoding_in_pieces_equals_one_pass(arch, chunks):
+@pytest.mark.parametrize("layers", ["stacked", "unstacked"])
+@pytest.mark.parametrize("first", [0, 2, T + 2])
+def test_decoding_token_by_token_equals_one_pass(arch, first, layers):
+    """Also in a ring that is entered anywhere and goes round, over entries of others."""
     _, params = model(arch)
     tokens, mask, completions = batch()
     _, cache, hidden = two_passes(arch, params, tokens, mask, completions)
-    step = compiled(decoder.complete, arch)
-    own = decoder.empty_own(cache, G, T + 3)
-    pieces, offset = [], 0
-    for width in chunks:
-        piece = completions[:, :, offset : offset + width]
-        out, own = step(params, piece, cache, own=own, offset=jnp.int32(offset))
-        pieces.append(out)
-        offset += width
-    np.testing.assert_allclose(jnp.concatenate(pieces, axis=2), hidden, atol=5e-6, rtol=1e-5)
-
-
-def test_stale_entries_of_the_own_cache_are_never_seen(arch):
-    _, params = model(arch)
-    tokens, mask, completions = batch()
-    _, cache, hidden = two_passes(arch, params, tokens, mask, completions)
-    dirty = jax.tree.map(lambda leaf: leaf + 7.0, decoder.empty_own(cache, G, T + 3))
-    out, own = compiled(decoder.complete, arch)(params, completions, cache, own=dirty)
-    np.testing.assert_allclose(out, hidden, atol=5e-6, rtol=1e-5)
-    assert (own.k[:, :, :, :, T:] == 7.0).all()
+    step = compiled(decoder.extend, arch)
+    if layers == "unstacked":
+        params = stack.unstacked(params)
+        _, cache = compiled(decoder.prefill, arch)(params, tokens, mask)
+    width = T + 3
+    own = jax.tree.map(lambda leaf: leaf + 7.0, empty_rings(cache, G, width))
+    places, out = np.arange(width), []
+    for t in range(T):
+        written = (first + np.arange(t + 1)) % width
+        visible = np.broadcast_to(np.isin(places, written), (*completions.shape[:2], width))
+        one, own, _ = step(
+            params,
+            completions[:, :, t],
+            cache,
+            own,
+            at=jnp.int32(written[-1]),
+            before=jnp.full(completions.shape[:2], t),
+            visible=jnp.asarray(visible),
+        )
+        out.append(one)
+    np.testing.assert_allclose(jnp.stack(out, axis=2), hidden, atol=5e-6, rtol=1e-5)
+    untouched = ~np.isin(places, written)
+    for rings in own if isinstance(own, tuple) else (own,):
+        assert (rings.v[..., untouched, :] == 7.0).all()
+        positions = 2 if isinstance(own, tuple) else 4
+        assert (np.moveaxis(np.asarray(rings.k), positions, -1)[..., untouched] == 7.0).all()
 
 
 def test_more_left_padding_changes_nothing(arch):
@@ -322,22 +334,24 @@ def test_tied_head_is_the_embedding():
     assert decoder.head_weight(untied) is untied["lm_head"]
 
 
-def test_one_decode_step_writes_the_cache_in_place():
-    """With a donated cache, a step needs far less scratch memory than a second cache."""
+@pytest.mark.parametrize("layers", ["stacked", "unstacked"])
+def test_decode_steps_write_the_cache_in_place(layers):
+    """With a donated cache, steps need far less scratch memory than a second cache."""
     arch = dataclasses.replace(BASE, num_layers=8)
     graphdef, params = decoder.build(arch, dtype="float32", seed=0)
+    if layers == "unstacked":
+        params = stack.unstacked(params)
     tokens, mask, completions = batch()
     _, cache = decoder.prefill(graphdef, params, tokens, mask)
-    own = decoder.empty_own(cache, G, 512)
+    own = empty_rings(cache, G, 512)
 
-    def step(params, token, cache, own, offset):
-        return decoder.complete(graphdef, params, token, cache, own=own, offset=offset)
+    def steps(params, token, cache, own):
+        def one(offset, own):
+            return extend_in_order(graphdef, params, token, cache, own, offset)[1]
 
-    compiled = (
-        jax.jit(step, donate_argnums=3)
-        .lower(params, completions[:, :, :1], cache, own, jnp.int32(0))
-        .compile()
-    )
-    analysis = compiled.memory_analysis()
-    one_layer_bytes = 2 * own.k.nbytes // arch.num_layers
+        return jax.lax.fori_loop(0, 4, one, own)
+
+    lowered = jax.jit(steps, donate_argnums=3).lower(params, completions[:, :, 0], cache, own)
+    analysis = lowered.compile().memory_analysis()
+    one_layer_bytes = sum(x.nbytes for x in jax.tree.leaves(own)) // arch.num_layers
     assert analysis.temp_size_in_bytes < 3 * one_layer_bytes

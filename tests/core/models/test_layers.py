@@ -149,3 +149,23 @@ def test_dense_multiplies_the_last_dimension_by_the_first():
     weight = jax.random.normal(jax.random.key(1), (4, 5, 6))
     expected = np.tensordot(x, weight, axes=1)
     np.testing.assert_allclose(dense(x, weight), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_products_add_up_in_float32():
+    """Adding ones in bfloat16 stops at 256; the gradient of the weight sums over the tokens."""
+    ones = jnp.ones((4096, 4096), jnp.bfloat16)
+    product = dense(ones[:1], ones[:, :1])
+    assert product.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(product.astype(jnp.float32), 4096.0)
+    grads = jax.grad(lambda w: dense(ones[:, :2], w).sum().astype(jnp.float32))(ones[:2, :3])
+    np.testing.assert_array_equal(grads.astype(jnp.float32), 4096.0)
+
+
+@pytest.mark.parametrize("width", [512, 8192])
+def test_bfloat16_product_is_the_exact_one_rounded_once(width):
+    """Off by half a unit of bfloat16 (2^-9), and by float32's own rounding where terms cancel."""
+    rng = np.random.default_rng(0)
+    x, w = (jnp.asarray(rng.normal(size=(64, width)), jnp.bfloat16) for _ in range(2))
+    exact = np.asarray(x, np.float64) @ np.asarray(w, np.float64).T
+    ours = np.asarray(dense(x, w.T), np.float64)
+    np.testing.assert_allclose(ours, exact, rtol=2.0**-8, atol=1e-6 * width)

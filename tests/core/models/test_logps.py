@@ -129,3 +129,67 @@ def test_large_logits_stay_finite():
     )
     np.testing.assert_allclose(logp, [-2e4])
     np.testing.assert_allclose(entropy, [0.0], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["none", "value", "gradient"])
+@pytest.mark.parametrize("chunk_tokens", [3, 7])
+def test_gradient_matches_finite_differences_in_float64(kind, chunk_tokens):
+    """Along one direction of hidden states and head, with the slopes of both outputs mixed."""
+    rng = np.random.default_rng(1)
+    hidden, head, targets = inputs()
+    to_logp, to_entropy = rng.normal(size=(2, N))
+    along = rng.normal(size=(N, D)), rng.normal(size=(V, D))
+
+    def loss(hidden, head):
+        logp, entropy = token_logps(
+            hidden, head, targets, temperature=0.7, chunk_tokens=chunk_tokens, entropy=kind
+        )
+        extra = 0.0 if entropy is None else (jnp.asarray(to_entropy, jnp.float32) * entropy).sum()
+        return (jnp.asarray(to_logp, jnp.float32) * logp).sum() + extra
+
+    def plain(step):
+        moved = [
+            np.asarray(x, np.float64) + step * d for x, d in zip((hidden, head), along, strict=True)
+        ]
+        logp, entropy = oracle(*moved, targets, 0.7)
+        return (to_logp * logp).sum() + (kind == "gradient") * (to_entropy * entropy).sum()
+
+    expected = (plain(1e-6) - plain(-1e-6)) / 2e-6
+    slopes = jax.grad(loss, argnums=(0, 1))(hidden, head)
+    found = sum((np.asarray(s, np.float64) * d).sum() for s, d in zip(slopes, along, strict=True))
+    assert abs(expected) > 1
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["none", "gradient"])
+def test_backward_pass_keeps_nothing_as_large_as_the_logits(kind):
+    """Kept: hidden states, head, targets, and up to three numbers a token."""
+    hidden, head, targets = inputs()
+    _, backward = jax.vjp(
+        lambda hidden, head: token_logps(
+            hidden, head, targets, temperature=1.0, chunk_tokens=2, entropy=kind
+        ),
+        hidden,
+        head,
+    )
+    sizes = [x.size for x in jax.tree.leaves(backward)]
+    assert max(sizes) < N * V
+    assert sum(sizes) <= hidden.size + head.size + targets.size + 3 * N
+
+
+def test_bfloat16_head_gets_a_gradient_added_up_in_float32():
+    """1,024 equal tokens, each a chunk: a sum in bfloat16 would stick at 128, where 0.5 is lost."""
+    count = 1024
+    hidden = jnp.ones((count, 1), jnp.bfloat16)
+    head = jnp.zeros((2, 1), jnp.bfloat16)
+
+    def loss(head):
+        targets = jnp.zeros(count, jnp.int32)
+        logp, _ = token_logps(
+            hidden, head, targets, temperature=1.0, chunk_tokens=1, entropy="none"
+        )
+        return logp.sum()
+
+    slope = jax.grad(loss)(head)
+    assert slope.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(slope, np.float32)[:, 0], [count / 2, -count / 2])

@@ -1,5 +1,7 @@
 """Built-in rewards on numbers as people and hostile models write them."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -148,6 +150,28 @@ def test_tag_format(completion, value):
     assert _one(functions.tag_format, completion) == value
 
 
+@pytest.mark.parametrize(
+    ("prompt", "completion", "value"),
+    [
+        ("61+72-79", "61+72=133;133-79=54;#54", 1.0),
+        (" 61 + 72\n", "133", 1.0),
+        ("61+72", "133-1", 0.0),
+        ("2-5", "#-3", 1.0),
+        ("2-5", "#3", 0.0),
+        ("61+72", "", 0.0),
+        ([{"role": "user", "content": "1+1"}], [{"role": "assistant", "content": "2"}], 1.0),
+        ("61", "61", None),
+        ("61+", "61", None),
+        ("-1+2", "1", None),
+        ("6*7", "42", None),
+        (f"1+{HUGE}", HUGE, None),
+        ("", "0", None),
+    ],
+)
+def test_sum_match(prompt, completion, value):
+    assert _one(functions.sum_match, completion, prompts=prompt) == value
+
+
 def test_length_is_a_linear_bonus_for_correct_completions():
     """Of at most 8 tokens: 2 tokens give 6/8, 8 and more give 0; a wrong answer gives 0."""
     arguments = {
@@ -210,7 +234,7 @@ def test_countdown_agrees_with_python_where_python_can_say(expression):
         left = expression.partition("=")[0]
         assert "**" not in left
         assert "//" not in left
-        stripped = left.replace(" ", "")
+        stripped = re.sub(r"\b0+(?=\d)", "", left.replace(" ", ""))  # 06 is 6, not so in Python
         assert abs(eval(stripped) - target) < 1e-9
 
 

@@ -384,3 +384,43 @@ def test_slow_reward_does_not_block_the_giver(make):
     scoring.add(1, "bb", [1])
     assert not any(future.done() for future in scoring._pending.values())
     np.testing.assert_array_equal(finish(scoring).total, [1, 2])
+
+
+def test_empty_places_are_never_shown_to_a_reward(make):
+    """Three prompts with 2, 1 and 3 completions; a built-in and isolated rewards of all sizes."""
+    rewards = make(
+        _spec("foreign:by_length"),
+        _spec("foreign:calls_together", per="group"),
+        _spec("foreign:longest", per="step"),
+        _spec("length", max_tokens=8),
+    )
+    scoring = begin(rewards, [Example(prompt="?")] * 3, group_size=3)
+    texts = {0: "a", 1: "bb", 3: "cccc", 6: "d", 7: "eee", 8: "ff"}
+    for row, text in texts.items():
+        scoring.add(row, text, [1] * len(text))
+    result = finish(scoring)
+    asked = [row in texts for row in range(9)]
+    np.testing.assert_array_equal(result.asked, asked)
+    np.testing.assert_array_equal(result.valid, asked)
+    assert np.isnan(result.columns[~result.asked]).all()
+    assert not result.total[~result.asked].any()
+    by_length, together, longest, length = result.columns[result.asked].T
+    np.testing.assert_array_equal(by_length, [1, 2, 4, 1, 3, 2])
+    np.testing.assert_array_equal(together, [2, 2, 1, 3, 3, 3])
+    np.testing.assert_array_equal(longest, [0, 0, 1, 0, 0, 0])
+    np.testing.assert_allclose(length, 1 - np.array([1, 2, 4, 1, 3, 2]) / 8)
+    assert result.calls == 6 + 3 + 1
+    assert result.metrics()["reward/masked_fraction"] == 0
+    assert all(failed.shape == (6,) for failed in result.failed.values())
+
+
+def test_what_has_come_so_far_can_be_asked_for_and_is_not_scored_again(make):
+    rewards = make(_spec("foreign:by_length"))
+    scoring = begin(rewards, [Example(prompt="?")], group_size=3)
+    scoring.add(0, "aa", [1])
+    first = finish(scoring)
+    assert first.asked.tolist() == [True, False, False]
+    scoring.add(1, "b", [1])
+    second = finish(scoring)
+    np.testing.assert_array_equal(second.columns[:2], [[2], [1]])
+    assert (first.calls, second.calls) == (1, 2)

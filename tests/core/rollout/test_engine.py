@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import CONFIGS, VOCAB, learner, mesh, model, prompts, take, tokenizer
+from small_models import CONFIGS, VOCAB, learner, mesh, model, prompts, sampler, take, tokenizer
 
 from jgrpo.keys import named_key, root_key
 from jgrpo.learner.batch import unweighted
 from jgrpo.models import decoder
 from jgrpo.rollout import engine as engine_module
 from jgrpo.rollout.engine import Engine
+from jgrpo.rollout.meter import Meter
 from jgrpo.rollout.sample import Sampling
 
 KEY = named_key(root_key(0), 0, "rollout")
@@ -31,16 +32,27 @@ def generate(root):
         temperature=1.0,
         chunk=16,
         devices=1,
+        fsdp=1,
+        tensor=1,
         eos=EOS,
         stop=(),
+        slots=0,
+        counts=None,
+        meter=None,
+        unstack=False,  # it compiles for longer, and has a test of its own
+        narrow=False,  # likewise
     ):
-        _, graphdef, params = model(family)
-        engine = Engine(
-            graphdef=graphdef,
-            mesh=mesh(devices),
-            tokenizer=tokenizer(root),
+        engine, params = sampler(
+            root,
+            family,
+            devices=devices,
+            fsdp=fsdp,
+            tensor=tensor,
             eos_ids=eos,
             chunk_tokens=chunk,
+            slots=slots,
+            unstack=unstack,
+            narrow=narrow,
         )
         return engine.generate(
             params,
@@ -50,6 +62,8 @@ def generate(root):
             max_tokens=max_tokens,
             sampling=Sampling(temperature=temperature),
             stop=stop,
+            counts=counts,
+            meter=meter,
         )
 
     return run
@@ -98,11 +112,100 @@ def test_eight_devices_draw_what_one_draws_also_with_padding_rows(generate, coun
     assert_same(spread, generate(asked))
 
 
+@pytest.mark.parametrize(
+    ("fsdp", "tensor", "unstack"), [(2, 1, False), (1, 2, False), (2, 4, False), (2, 2, True)]
+)
+def test_a_mesh_that_splits_the_weights_draws_what_one_device_draws(
+    generate, fsdp, tensor, unstack
+):
+    """With slots that are filled anew; over a tensor axis of 4 the two key heads stay whole."""
+    options = {"slots": 16, "max_tokens": 12, "family": "qwen3"}
+    where = {"devices": 8, "fsdp": fsdp, "tensor": tensor, "unstack": unstack}
+    asked = prompts(9)
+    assert_same(generate(asked, **options, **where), generate(asked, **options))
+
+
+@pytest.mark.parametrize(
+    ("slots", "devices", "group_size", "stop"),
+    [
+        (1, 1, 3, ()),
+        (4, 1, 3, ("a", "e")),
+        (7, 1, 4, ()),
+        (2, 1, 8, ("a", "e")),
+        (8, 8, 4, ()),
+        (8, 8, 4, ("a", "e")),
+    ],
+)
+def test_few_slots_draw_what_many_draw(generate, slots, devices, group_size, stop):
+    """Slots take the next completion, lanes the next prompt; rings go round and change width."""
+    asked, meter = prompts(9), Meter()
+    options = {"group_size": group_size, "max_tokens": 40, "eos": (1,), "stop": stop, "chunk": 3}
+    few = generate(asked, slots=slots, devices=devices, meter=meter, **options)
+    many = generate(asked, **options)
+    assert len(set(many.mask.sum(-1).reshape(-1).tolist())) > 5
+    assert_same(few, many)
+    assert meter.drawn == many.mask.sum()
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_unrolled_layers_draw_what_scanned_layers_draw(generate, family):
+    """With rings that go round and change width, lanes that are taken anew, and on devices."""
+    options = {"family": family, "max_tokens": 40, "eos": (1,), "chunk": 7}
+    scanned = generate(prompts(5), **options)
+    assert_same(generate(prompts(5), **options, slots=4, unstack=True), scanned)
+    assert_same(generate(prompts(5), **options, devices=8, unstack=True), scanned)
+
+
+def test_a_lane_that_is_done_takes_over_what_another_has_not_begun(generate):
+    """Two lanes of two slots: one has eight completions to make, the other a single one."""
+    counts, meter = np.array([8, 1]), Meter()
+    options = {"group_size": 8, "max_tokens": 24, "eos": (), "chunk": 4, "counts": counts}
+    whole = generate(prompts(2), **options)
+    assert_same(generate(prompts(2), **options, slots=4, meter=meter), whole)
+    # By themselves two slots take 4 x 24 steps for eight completions of 24 tokens.
+    assert meter.slot_steps / 4 <= 3 * 24 + 4
+
+
+def test_prompts_taken_by_some_devices_leave_the_lanes_of_the_others_alone(generate):
+    """Two lanes a device; after the first tokens four devices have a free one, four have none."""
+    asked = {"counts": np.array([3, 0] * 4 + [4] * 4), "group_size": 4}
+    whole = generate(prompts(12), **asked)
+    assert_same(generate(prompts(12), **asked, devices=8, slots=32), whole)
+
+
+@pytest.mark.parametrize(
+    ("devices", "slots", "unstack", "stop"),
+    [(1, 0, True, ()), (1, 16, False, ("a", "e")), (2, 0, False, ())],
+)
+def test_the_longest_completions_go_on_in_fewer_slots(generate, devices, slots, unstack, stop):
+    """Of 32 completions six have more than 24 tokens; the longest may have 48."""
+    options = {"group_size": 4, "max_tokens": 48, "eos": EOS, "stop": stop, "chunk": 4}
+    options |= {"devices": devices, "slots": slots, "unstack": unstack}
+    wide, narrow = Meter(), Meter()
+    expected = generate(prompts(8), meter=wide, **options)
+    assert_same(generate(prompts(8), meter=narrow, narrow=True, **options), expected)
+    assert narrow.drawn == wide.drawn
+    assert narrow.slot_steps < 0.85 * wide.slot_steps
+
+
+def test_unequal_groups_draw_the_same_completions(generate):
+    """Each prompt gets the first so many of its completions, and no slot waits for the others."""
+    counts = np.array([3, 0, 1, 2])
+    whole = generate(prompts(4))
+    some = generate(prompts(4), counts=counts, slots=2)
+    wanted = np.arange(G) < counts[:, None]
+    np.testing.assert_array_equal(some.mask.any(-1), wanted)
+    np.testing.assert_array_equal(some.finished, whole.finished & wanted)
+    expected = [c if w else [] for c, w in zip(completions(whole), wanted.reshape(-1), strict=True)]
+    assert completions(some) == expected
+
+
 def test_padding_rows_do_not_keep_the_decoding_from_ending(generate):
-    """With every id an end token all real rows end at once; one chunk of three is all there is."""
-    rollouts = generate(prompts(1), devices=8, chunk=3, eos=tuple(range(VOCAB)))
+    """With every id an end token all real rows end at once, with their first token."""
+    meter = Meter()
+    rollouts = generate(prompts(1), devices=8, chunk=3, eos=tuple(range(VOCAB)), meter=meter)
     assert rollouts.mask.sum(-1).tolist() == [[1] * G]
-    assert rollouts.tokens.shape[-1] == 3
+    assert meter.slot_steps == 8 * G
 
 
 def test_noise_differs_between_steps_members_and_uids(generate):
@@ -201,7 +304,7 @@ def test_second_call_of_the_same_shape_compiles_nothing(generate):
     def compiled():
         return [
             function._cache_size()
-            for function in (engine_module._start, engine_module._advance, engine_module._widen)
+            for function in (engine_module._start, engine_module._advance, engine_module._resize)
         ]
 
     generate(prompts(4), eos=(), chunk=3)

@@ -1,0 +1,1 @@
+"""Sweeps: a file of settings that vary, the runs it makes, and how they compare."""
