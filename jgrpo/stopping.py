@@ -20,7 +20,7 @@ from types import FrameType
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _REPEAT_S = 1.0  # schedulers signal a process and its parent, which passes it on: one request
-_RETRY_S = 0.02  # after a moment in which nothing could be raised
+_RETRY_S = 0.02  # between two tries to interrupt the main thread
 
 EXIT_CODES = {"SIGTERM": 75, "SIGINT": 130}
 """Exit code of a run that was asked to stop and has saved, by signal. 75 is `EX_TEMPFAIL`: the
@@ -60,6 +60,7 @@ class Stopping:
         self.requested = ""
         self._grace_s = grace_s
         self._may_unwind = False
+        self._alarming = threading.Lock()  # held while an alarm is sent: none comes after the end
         self._restore = contextlib.ExitStack()
 
     def __enter__(self) -> "Stopping":
@@ -76,11 +77,12 @@ class Stopping:
             self._restore.callback(signal.signal, number, signal.signal(number, self._handle))
         previous = signal.signal(signal.SIGALRM, self._unwind)
         self._restore.callback(signal.signal, signal.SIGALRM, previous)
-        self._restore.callback(signal.setitimer, signal.ITIMER_REAL, 0)
         threading.Thread(target=self._watch, args=(ours,), name="stopping", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        with self._alarming:
+            self._may_unwind = False
         self._restore.close()
 
     @contextlib.contextmanager
@@ -104,13 +106,20 @@ class Stopping:
             self._unwind(number, frame)
 
     def _unwind(self, _: int, frame: FrameType | None) -> None:
-        """Leaves interruptible work; a moment later if Python would drop the exception now."""
-        if not self._may_unwind:
-            return
-        if _is_dropped(frame):
-            signal.setitimer(signal.ITIMER_REAL, _RETRY_S)
-        else:
+        """Leaves interruptible work, unless Python would drop the exception: `_alarm` tries again."""
+        if self.requested and self._may_unwind and not _is_dropped(frame):
+            self._may_unwind = False  # the way out is not interrupted
             raise StopRequested
+
+    def _alarm(self) -> None:
+        """Wakes the main thread in interruptible work.
+
+        The signal itself may have come to another thread, or a moment before the main thread
+        began to wait: Python runs its handler only once that wait is over.
+        """
+        with self._alarming:
+            if self._may_unwind:
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
 
     def _watch(self, wakeups: socket.socket) -> None:
         """Ends the process at a second signal, or when the grace period after the first ends."""
@@ -130,7 +139,8 @@ class Stopping:
         """The number of the second signal; None when the grace period is over."""
         first = now = time.monotonic()
         while now < first + self._grace_s:
-            number = _next_signal(wakeups, first + self._grace_s - now)
+            self._alarm()
+            number = _next_signal(wakeups, min(_RETRY_S, first + self._grace_s - now))
             now = time.monotonic()
             if number is not None and now > first + _REPEAT_S:
                 return number

@@ -127,10 +127,34 @@ def test_a_signal_where_python_drops_exceptions_still_leaves_the_work(moment: st
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=10,
+        timeout=15,
     )
     assert done.stdout == "left\n", done.stderr
     assert "Traceback" not in done.stderr
+
+
+MISSED = """
+import os, signal, threading, time
+from jgrpo.stopping import Stopping, StopRequested
+
+with Stopping(60.0) as stopping:
+    # The kernel gives the signal to the other thread, so nothing wakes this one.
+    threading.Thread(target=time.sleep, args=(20,), daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    try:
+        with stopping.interruptible():
+            time.sleep(20)
+    except StopRequested:
+        print("left", stopping.requested)
+"""
+
+
+def test_a_signal_that_wakes_another_thread_still_leaves_the_work():
+    done = subprocess.run(
+        [sys.executable, "-c", MISSED], cwd=ROOT, capture_output=True, text=True, timeout=15
+    )
+    assert done.stdout == "left SIGTERM\n", done.stderr
 
 
 def test_grace_period_ends_a_run_that_does_not_stop_in_time(tmp_path: Path):
