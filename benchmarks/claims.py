@@ -28,7 +28,7 @@ COMMON = (
     "rollout.group_size=8",
     "optim.minibatches=2",
     "optim.packing=false",  # fewer programs to compile
-    "run.steps=40",
+    "run.steps=30",
     "eval.every=10",
     "eval.num_prompts=256",
     "eval.batch_prompts=256",
@@ -165,8 +165,8 @@ ARMS: Mapping[str, tuple[str, ...]] = {
     ),
     "g2rpo_a": ("method=g2rpo_a", *GUIDED),
     "g2rpo_fixed": ("method=g2rpo_a", *GUIDED, "method.guidance=constant"),
-    # Its warm-up is the paper's 15 % of the run.
-    "scaf_grpo": ("method=scaf_grpo", "method.hint_levels=3", "method.hint_after_steps=6"),
+    # Its warm-up is the paper's 15 % of the run, rounded up.
+    "scaf_grpo": ("method=scaf_grpo", "method.hint_levels=3", "method.hint_after_steps=5"),
     "guide_grpo": ("method=guide_grpo", "method.dynamic_max_rounds=1"),
     "igrpo": ("method=igrpo", "rollout.group_size=4"),  # 4 drafts and 4 more: as many tokens
     "hill": ("method=hill", "method.hints=2", "optim.role_lr=3e-4"),  # the rate of all
