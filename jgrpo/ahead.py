@@ -6,7 +6,8 @@ step is does not depend on what happened to be ready. The ratio of the loss is t
 weights, whose log-probs the sampler has stored.
 
 Sampler and learner take turns on the devices (programs that two threads start may deadlock in their
-collectives). What is hidden is the work of the host: rewards, tokenizer, stop strings.
+collectives), and the sampler comes first: rewards of the next step are computed while this one is
+learned from. What is hidden is the work of the host.
 """
 
 import copy
@@ -51,6 +52,7 @@ class Ahead:
         self.turn = threading.Lock()
         self._collector = collector
         self._given_up = threading.Event()  # one for each step that is begun
+        self._drawn = threading.Event()  # likewise
         self._thread = futures.ThreadPoolExecutor(1, thread_name_prefix="ahead")
         self._begun: futures.Future[Collected] | None = None
         self._of: tuple[int, int] | None = None
@@ -77,14 +79,21 @@ class Ahead:
     def begin(self, params: PyTree, step: int, cursor: int) -> None:
         """Collects a step in the thread; takes what `collect` takes, but no state of the method."""
         given_up = self._given_up = threading.Event()
+        drawn = self._drawn = threading.Event()
 
         def check() -> None:
             if given_up.is_set():
                 raise GaveUp
 
-        collector = dataclasses.replace(self._in_thread, check=check)
+        collector = dataclasses.replace(self._in_thread, check=check, on_drawn=drawn.set)
         self._of = (step, cursor)
         self._begun = self._thread.submit(collector.collect, params, step, cursor, {})
+        self._begun.add_done_callback(lambda _: drawn.set())
+
+    def wait_for_draw(self) -> None:
+        """Returns when a step that was begun leaves the devices to others for the first time."""
+        if self._begun is not None:
+            self._drawn.wait()
 
     def wait(self) -> None:
         """Returns when nothing is being collected: rewards serve one at a time."""

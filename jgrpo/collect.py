@@ -68,6 +68,7 @@ class Collector:
       distil: makes a skill of a step; None: nobody asks.
       regroup: makes further groups of the parts of a step's; None: there is nothing to make.
       check: called again and again while sampling; may raise to give up.
+      on_drawn: called whenever a round has been sampled, before it is scored.
     """
 
     cfg: Config
@@ -85,6 +86,7 @@ class Collector:
     distil: Distilling | None = None
     regroup: Callable[[Collected], Collected] | None = None
     check: Callable[[], None] | None = None
+    on_drawn: Callable[[], None] = lambda: None
 
     def collect(
         self,
@@ -182,12 +184,19 @@ class Collector:
     ) -> Drawing:
         """The rounds of a step, drawn with the weights of each role."""
         key = named_key(self.root, step, "rollout")
+        sample = partial(self._sample, params, asked.tokens, scoring, meter, key)
+
+        def draw(asks: Asks | None, role: str) -> Rollouts:
+            drawn = sample(asks, role)
+            self.on_drawn()
+            return drawn
+
         return Drawing(
             cfg=self.cfg,
             prompts=asked.tokens,
             prompt_ids=asked.ids,
             words=self._words(params[""], step, asked, strategy),
-            draw=partial(self._sample, params, asked.tokens, scoring, meter, key),
+            draw=draw,
             score=partial(self._score, scoring),
             rely=partial(self.rely, params[""]),
             judge=partial(expert_scores, self.experts),

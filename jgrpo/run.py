@@ -206,12 +206,17 @@ class Trainer:
             self._save()
 
     def _begin_next(self, step: int, cursor: int) -> dict[str, Any]:
-        """With `rollout.lag` begins the next step; what the state has to remember of it."""
+        """With `rollout.lag` draws the next step's completions, which are scored meanwhile.
+
+        Returns what the state has to remember of it.
+        """
         if not self.run.cfg.rollout.lag:
             return {}
         params = jax.tree.map(jnp.copy, self.state.params)
         if step + 1 < self.run.cfg.run.steps:
             self.ahead.begin(params, step + 1, cursor)
+            with self.stopping.interruptible():
+                self.ahead.wait_for_draw()
         return {SAMPLER: params}
 
     def _save(self) -> None:

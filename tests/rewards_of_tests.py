@@ -1,5 +1,8 @@
 """Reward functions that tests name by `rewards_of_tests:function`; they run in worker processes."""
 
+import os
+import time
+
 
 def poisoned(prompts, completions, poison):
     """The length, but for the prompt `poison` a number that overflows the gradient norm."""
@@ -12,3 +15,11 @@ def poisoned(prompts, completions, poison):
 def mixed(completions, **columns):
     """Something that differs between completions of any model."""
     return [float(len(text) % 5) for text in completions]
+
+
+def noted(completions, **columns):
+    """The length, after a moment; the file NOTES says when each call began, and of how many."""
+    with open(os.environ["NOTES"], "a") as file:
+        file.write(f"{time.monotonic()} {len(completions)}\n")
+    time.sleep(0.02)
+    return [float(len(text)) for text in completions]

@@ -1,9 +1,12 @@
 """`rollout.lag: 1`: older weights sample, by exactly one step, and a resumed run repeats itself."""
 
 import json
+import time
 from pathlib import Path
 
 from quickstart_runs import metrics, run, samples
+
+import jgrpo.run
 
 
 def drawn(folder: Path, step: int) -> list[list[int]]:
@@ -33,3 +36,23 @@ def test_stopped_and_continued_equals_a_run_left_alone(tmp_path):
     ]
     assert evaluated(metrics(tmp_path / "parts")) == evaluated(metrics(tmp_path / "whole"))
     assert samples(tmp_path / "parts") == samples(tmp_path / "whole")
+
+
+def test_the_next_step_is_scored_while_this_one_is_learned_from(tmp_path, monkeypatch):
+    monkeypatch.setenv("NOTES", str(tmp_path / "notes"))
+    ends, learn = list[float](), jgrpo.run.learn
+
+    def timed(*args):
+        learned = learn(*args)
+        ends.append(time.monotonic())
+        return learned
+
+    monkeypatch.setattr(jgrpo.run, "learn", timed)
+    reward = "reward.functions=[{name: 'rewards_of_tests:noted'}]"
+    run(tmp_path / "lag", "run.steps=3", "rollout.lag=1", "reward.workers=1", reward)
+    calls = [line.split() for line in (tmp_path / "notes").read_text().splitlines()]
+    begun = [sum(int(n) for at, n in calls if float(at) < end) for end in ends]
+    before, step = 16, 8 * 4  # completions of the evaluation, and of a step
+    assert begun[0] > before + step
+    assert begun[1] > before + 2 * step
+    assert begun[2] == before + 3 * step
