@@ -106,7 +106,7 @@ class Stopping:
             self._unwind(number, frame)
 
     def _unwind(self, _: int, frame: FrameType | None) -> None:
-        """Leaves interruptible work, unless Python would drop the exception: `_alarm` tries again."""
+        """Leaves interruptible work, unless Python would drop the exception (`_alarm` goes on)."""
         if self.requested and self._may_unwind and not _is_dropped(frame):
             self._may_unwind = False  # the way out is not interrupted
             raise StopRequested
