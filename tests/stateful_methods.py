@@ -148,7 +148,7 @@ STATEFUL = {
     "arise": ARISE,
     "m_grpo": MGRPO,
     "ws_preference": [*SHORT, "optim.lr=1e-3"],
-    "grpo_care": [*SHORT, "method.ref_every_steps=2", "method.ref_decay=0.5"],
+    "grpo_care": [*SHORT, "method.ref_every_steps=1", "method.ref_decay=0.5"],
     "ws_grpo": STOP,
     "pairing": [],
     "microcoder_grpo": [
