@@ -5,28 +5,19 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from quickstart_runs import ROOT, ROUNDING, SMALL, leaves, metrics, run, samples
+from quickstart_runs import ROUNDING, SMALL, leaves, metrics, run, samples
+from stateful_methods import QUICKSTART, few_prompts
 
 from jgrpo import config_io
-from jgrpo.data.tasks import load_task
 
 # A task of 16 prompts, 8 a step: from the third step on every prompt has been asked before.
 BUDGET = 8 * 6
 
 
-@pytest.fixture
-def few_prompts(tmp_path):
-    """Sixteen problems of the quickstart, of which the embedded model solves a third."""
-    data = config_io.load(ROOT / "configs" / "quickstart.yaml", ["run.dir=x"]).data
-    train = load_task(data).train
-    rows = [{"prompt": train[i].prompt, "answer": train[i].answer} for i in range(16)]
-    path = tmp_path / "data.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return [
-        f"data.path={path}", f"data.heldout_path={path}", "data.task=jsonl", "data.options={}",
-        "reward.functions=[{name: tagged_number}]", "rollout.group_size=6", "eval.num_prompts=4",
-        "rollout.max_completion_tokens=56",
-    ]  # fmt: skip
+@pytest.fixture(name="few_prompts")
+def sixteen(tmp_path):
+    """Groups of six, of a task of sixteen problems."""
+    return [*few_prompts(tmp_path), "rollout.group_size=6"]
 
 
 def groups_of(folder):
@@ -55,18 +46,11 @@ def check(folder, method):
 
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
 @pytest.mark.parametrize("method", ["knapsack", "v0_5"])
-def test_budget_is_kept_and_the_state_resumes_to_the_bit(tmp_path, few_prompts, method):
+def test_budget_is_kept(tmp_path, few_prompts, method):
     words = [*few_prompts, f"method={method}", "method.prior_noise=0.25"]
-    run(tmp_path / "whole", "run.steps=3", *words)
-    run(tmp_path / "parts", "run.steps=2", *words)
-    run(tmp_path / "parts", "run.steps=3", *words)
-    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
-    assert samples(tmp_path / "parts") == samples(tmp_path / "whole")
-    assert check(tmp_path / "whole", method) > 1
-    states = [leaves(tmp_path / name, 3) for name in ("parts", "whole")]
-    for name, leaf in states[0].items():
-        np.testing.assert_array_equal(leaf, states[1][name], err_msg=name)
-    assert states[0]["strategy.tracker.seen"].all()
+    run(tmp_path, "run.steps=3", *words)
+    assert check(tmp_path, method) > 1
+    assert leaves(tmp_path, 3)["strategy.tracker.seen"].all()
 
 
 def test_uncertain_prompts_are_asked_more_with_minibatches_and_microbatches(tmp_path, few_prompts):
@@ -107,7 +91,7 @@ def test_first_step_of_a_tracker_is_that_of_equal_groups(tmp_path, few_prompts):
 )  # fmt: skip
 def test_what_does_not_go_with_an_allocation_is_refused(words, key, message):
     with pytest.raises(config_io.ConfigError) as caught:
-        config_io.load(ROOT / "configs" / "quickstart.yaml", [*SMALL, *words])
+        config_io.load(QUICKSTART, [*SMALL, *words])
     assert f"{key}: " in str(caught.value)
     assert message in str(caught.value)
 

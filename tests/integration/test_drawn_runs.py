@@ -3,29 +3,19 @@
 import json
 from collections import Counter
 
-import numpy as np
 import pytest
-from quickstart_runs import ROOT, ROUNDING, SMALL, leaves, metrics, run, samples
+from quickstart_runs import ROUNDING, SMALL, leaves, metrics, run, samples
+from stateful_methods import QUICKSTART, few_prompts
 
 from jgrpo import config_io
-from jgrpo.data.tasks import load_task
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 
 
-@pytest.fixture(scope="module")
-def few_prompts(tmp_path_factory):
-    """Sixteen problems of the quickstart, of which the embedded model solves a third."""
-    data = config_io.load(ROOT / "configs" / "quickstart.yaml", ["run.dir=x"]).data
-    train = load_task(data).train
-    rows = [{"prompt": train[i].prompt, "answer": train[i].answer} for i in range(16)]
-    path = tmp_path_factory.mktemp("data") / "data.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return [
-        f"data.path={path}", f"data.heldout_path={path}", "data.task=jsonl", "data.options={}",
-        "reward.functions=[{name: tagged_number}]", "eval.num_prompts=4",
-        "rollout.max_completion_tokens=56",
-    ]  # fmt: skip
+@pytest.fixture(scope="module", name="few_prompts")
+def sixteen(tmp_path_factory):
+    """The settings of a task of sixteen problems."""
+    return few_prompts(tmp_path_factory.mktemp("data"))
 
 
 def prompts(folder):
@@ -34,27 +24,10 @@ def prompts(folder):
     return [list(dict.fromkeys(row["prompt"] for row in step)) for step in steps]
 
 
-def same_states(one, other, step):
-    states = [leaves(folder, step) for folder in (one, other)]
-    assert states[0].keys() == states[1].keys()
-    for name, leaf in states[0].items():
-        np.testing.assert_array_equal(leaf, states[1][name], err_msg=name)
-
-
-def in_one_and_in_two_parts(folder, words):
-    """Four steps in `whole`, and two and two in `parts`: equal to the bit."""
-    run(folder / "whole", "run.steps=4", *words)
-    run(folder / "parts", "run.steps=2", *words)
-    run(folder / "parts", "run.steps=4", *words)
-    assert metrics(folder / "parts") == metrics(folder / "whole")
-    assert samples(folder / "parts") == samples(folder / "whole")
-    same_states(folder / "whole", folder / "parts", 4)
-
-
-def test_pairs_are_drawn_from_what_was_seen_and_resume_to_the_bit(tmp_path, few_prompts):
+def test_pairs_are_drawn_from_what_was_seen(tmp_path, few_prompts):
     words = [*few_prompts, "method=pairing"]
-    in_one_and_in_two_parts(tmp_path, words)
-    table, asked = metrics(tmp_path / "whole"), prompts(tmp_path / "whole")
+    run(tmp_path, "run.steps=4", *words)
+    table, asked = metrics(tmp_path), prompts(tmp_path)
     assert all(len(step) == 8 for step in asked)  # all different
     assert table[0]["draw/asked_before_fraction"] == 0
     assert table[0]["draw/success_mean"] == 0
@@ -77,11 +50,11 @@ def test_candidates_are_taken_from_the_order_and_used_up(tmp_path, few_prompts):
     assert metrics(tmp_path)[1]["draw/asked_before_fraction"] == len({*first} & {*second}) / 8
 
 
-def test_single_stream_draws_by_its_tracker_and_resumes_to_the_bit(tmp_path, few_prompts):
+def test_single_stream_draws_by_its_tracker(tmp_path, few_prompts):
     words = [*few_prompts, "method=spo", "rollout.group_size=1", "method.draw_candidates=0"]
-    in_one_and_in_two_parts(tmp_path, words)
-    asked = prompts(tmp_path / "whole")
-    state = leaves(tmp_path / "whole", 4)
+    run(tmp_path, "run.steps=4", *words)
+    asked = prompts(tmp_path)
+    state = leaves(tmp_path, 4)
     visits = Counter(prompt for step in asked for prompt in step)
     assert (state["strategy.tracker.alpha"] + state["strategy.tracker.beta"] != 1).sum() == len(
         visits
@@ -116,34 +89,27 @@ def test_some_completions_that_were_cut_off_are_counted_but_not_trained(tmp_path
 
 
 def test_the_temperature_rises_and_log_probs_are_at_that_of_their_step(tmp_path):
-    """.8, 1, 1.2 and no further; resumed in between, to the bit."""
+    """.8, 1, 1.2 and no further."""
     words = ["method=microcoder_grpo", "rollout.temperature=0.8", "eval.num_prompts=4"]
     words += ["method.temperature_every_steps=1", "method.diversity_target=1"]
-    in_one_and_in_two_parts(tmp_path, words)
-    table = metrics(tmp_path / "whole")
+    run(tmp_path, "run.steps=4", *words)
+    table = metrics(tmp_path)
     assert [row["sampling/temperature"] for row in table] == [0.8, 1.0, 1.2, 1.2]
-    assert leaves(tmp_path / "whole", 4)["strategy.control"] == 2
+    assert leaves(tmp_path, 4)["strategy.control"] == 2
     for row in table:
         assert 0 < row["sampling/diversity"] < 1
         assert row["invariant/logp_gap_max"] < ROUNDING
         assert row["invariant/ratio_gap_max"] < ROUNDING
 
 
-def test_right_completions_come_back_with_their_log_probs_and_resume_to_the_bit(
-    tmp_path, few_prompts
-):
+def test_right_completions_come_back_with_their_log_probs(tmp_path, few_prompts):
     words = [*few_prompts, "method=prioritized_replay", "method.replay_start=0"]
     words += ["rollout.chunk_tokens=56", "optim.packing=false"]  # few shapes to compile
-    run(tmp_path / "whole", "run.steps=3", *words)
-    run(tmp_path / "parts", "run.steps=2", *words)
-    run(tmp_path / "parts", "run.steps=3", *words)
-    check_replay(tmp_path / "whole", tmp_path / "parts")
+    run(tmp_path, "run.steps=3", *words)
+    check_replay(tmp_path)
 
 
-def check_replay(whole, parts):
-    assert metrics(parts) == metrics(whole)
-    assert samples(parts) == samples(whole)
-    same_states(whole, parts, 3)
+def check_replay(whole):
     drawn, solved, back = {}, set(), 0
     for text, row in zip(samples(whole), metrics(whole), strict=True):
         step = [json.loads(line) for line in text.splitlines()]
@@ -190,7 +156,7 @@ def check_replay(whole, parts):
 )
 def test_what_cannot_be_combined_is_refused(words, message):
     with pytest.raises(config_io.ConfigError, match=message):
-        config_io.load(ROOT / "configs" / "quickstart.yaml", [*SMALL, *words])
+        config_io.load(QUICKSTART, [*SMALL, *words])
 
 
 def test_too_few_prompts_are_refused(tmp_path, few_prompts):

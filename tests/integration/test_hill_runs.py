@@ -1,28 +1,16 @@
 """Runs with a hinter: a second policy that writes hints, is paid for them and learns."""
 
 import contextlib
-import re
 
 import jax
 import numpy as np
 import pytest
-from quickstart_runs import ROOT, ROUNDING, SMALL, leaves, metrics, run, sample_rows, samples
+from quickstart_runs import ROUNDING, SMALL, leaves, metrics, run, sample_rows
+from stateful_methods import HILL, HINT_FORM, QUICKSTART
 
 from jgrpo import config_io
 from jgrpo.algo.hinting import hill_base, hint_of
 from jgrpo.assembly import assemble
-
-QUICKSTART = ROOT / "configs" / "quickstart.yaml"
-# The embedded model knows no tags: the first character of what it writes is the hint, if a step
-# follows, and is gone on from. It writes no blanks either, so that an answer never leaks.
-FORM = "^(.).*;"
-HILL = [
-    "method=hill", "method.hints=3", "rollout.group_size=3", "rollout.max_completion_tokens=56",
-    'context.hinter="{draft}{solution}%{prompt}"', f'context.hint_form="{FORM}"',
-    'context.hinted="{prompt}{hint}"', "optim.role_lr=1e-3", "eval.num_prompts=4",
-    "rollout.chunk_tokens=56", "optim.packing=false", "data.max_prompt_tokens=48",
-    "data.num_prompts_per_step=16",
-]  # fmt: skip
 
 
 def assembled(*words):
@@ -63,7 +51,7 @@ def test_hints_are_drawn_paid_and_put_into_groups(whole):
         assert all(row["replaced"] and row["round"] == 3 for row in group)
         ((level, context),) = {(row["level"], row["context"]) for row in group}
         hint = hints[at][level - 1]
-        assert context == group[0]["prompt"] + hint_of(FORM, hint["completion"])
+        assert context == group[0]["prompt"] + hint_of(HINT_FORM, hint["completion"])
         right = sum(row["reward"] > 0.5 for row in group)
         assert 0 < right < 3
         assert 0 < hint["reward"] <= hill_base(np.array(right), np.array(3)) + 1e-6
@@ -110,21 +98,6 @@ def test_the_hinter_learns_and_the_policy_does_not_notice(whole, tmp_path):
         elif not name.startswith("aux."):
             np.testing.assert_array_equal(value, moved[name], err_msg=name)
     assert changed == len(begun)
-
-
-@pytest.mark.filterwarnings("ignore:Sharding info not provided")
-def test_a_hinter_resumes_to_the_bit(whole, tmp_path):
-    run(tmp_path, *HILL, "run.steps=2")
-    run(tmp_path, *HILL, "run.steps=4")
-    assert metrics(tmp_path) == metrics(whole)
-    assert samples(tmp_path) == samples(whole)
-    one, two = leaves(tmp_path, 4), leaves(whole, 4)
-    assert one.keys() == two.keys()
-    for name, leaf in one.items():
-        np.testing.assert_array_equal(leaf, two[name], err_msg=name)
-    moments = [name for name in one if re.match(r"aux\.roles\.hinter\.opt_state\..*\.q$", name)]
-    assert len(moments) == 2
-    assert all(np.any(one[name]) for name in moments)
 
 
 def test_a_hinter_is_split_over_the_devices_as_the_policy_is():

@@ -6,7 +6,8 @@ import json
 
 import numpy as np
 import pytest
-from quickstart_runs import ROOT, ROUNDING, SMALL, leaves, metrics, run, samples
+from quickstart_runs import ROUNDING, SMALL, leaves, metrics, run, samples
+from stateful_methods import ARISE, QUICKSTART, SEEDS, skills
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
@@ -21,18 +22,7 @@ from jgrpo.learner.batch import unweighted
 from jgrpo.strategy.skills import Shelf, abstract, library_of
 from jgrpo.types import Rollouts
 
-QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 KNOWN = set("0123456789+-*/=();#?.,% abcdefghijklmnopqrstuvwxyz\n:^")  # to the embedded model
-SEEDS = [
-    {"skill_name": name, "key_insight": f"{name} it", "method": ["say it", "check it"]}
-    for name in ("add", "carry")
-]
-ARISE = [
-    "method=arise", "method.skill_start_steps=1", "method.dynamic_max_rounds=2",
-    "method.skill_confidence=0.4", "method.skill_explore=0.5", "eval.num_prompts=4",
-    "rollout.max_completion_tokens=56", "rollout.chunk_tokens=56", "optim.packing=false",
-    "data.max_prompt_tokens=256",  # a prompt with its skill is cut to what both of these allow
-]  # fmt: skip
 
 
 def shown(text):
@@ -65,9 +55,7 @@ def assembled():
 
 @pytest.fixture(scope="module")
 def seeds(tmp_path_factory):
-    path = tmp_path_factory.mktemp("seeds") / "skills.json"
-    path.write_text(json.dumps(SEEDS))
-    return f"data.skills={path}"
+    return skills(tmp_path_factory.mktemp("seeds"))
 
 
 @pytest.fixture(scope="module")
@@ -149,19 +137,6 @@ def test_the_library_is_what_the_samples_say(whole):
         before = after
     assert made == 1
     assert sum(s.count for s in before.cache) > 0
-
-
-@pytest.mark.filterwarnings("ignore:Sharding info not provided")
-def test_a_library_resumes_to_the_bit(whole, seeds, tmp_path):
-    run(tmp_path, *ARISE, seeds, "run.steps=2")
-    run(tmp_path, *ARISE, seeds, "run.steps=3")
-    assert metrics(tmp_path) == metrics(whole)
-    assert samples(tmp_path) == samples(whole)
-    one, two = (leaves(folder, 3) for folder in (tmp_path, whole))
-    assert one.keys() == two.keys()
-    assert "strategy.skills.text" in one
-    for name, leaf in one.items():
-        np.testing.assert_array_equal(leaf, two[name], err_msg=name)
 
 
 def test_skills_are_scored_by_the_log_probs_of_the_policy(assembled, seeds):
