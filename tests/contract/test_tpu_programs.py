@@ -3,8 +3,11 @@
 Needs libtpu (.ci/run installs it), which compiles on any machine; without it these are skipped.
 """
 
+import argparse
+import importlib
 import math
 import os
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -179,3 +182,18 @@ def test_sampler_compiles_with_splash_for_prompts_alone(devices, count, fsdp, te
     assert len(rings) == (4 if kv == "int8" else 2)
     for x in rings:  # every chip has its part
         assert math.prod(x.sharding.shard_shape(x.shape)) * count == x.size
+
+
+def test_paged_kernel_compiles_and_takes_the_memory_of_the_cascade(monkeypatch):
+    """The shape of docs/performance.md: 4 * 1,024 + 64 * 512 tokens of 8 heads, 4 kB each."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    paged = importlib.import_module("paged")
+    shape = {"prompts": 4, "group": 16, "prompt_len": 1024, "heads": 16, "kv_heads": 8}
+    shape = argparse.Namespace(**shape, head_dim=128)
+    programs = paged.on_v5e(shape, width=512, blocks=paged.Blocks())
+    assert KERNEL in programs["paged"].as_text()
+    assert KERNEL not in programs["cascade"].as_text()
+    for program in programs.values():
+        memory = program.memory_analysis()
+        assert 0 <= memory.argument_size_in_bytes - (4 * 1024 + 64 * 512) * 4096 < 2**20
+        assert memory.temp_size_in_bytes < 2**20
