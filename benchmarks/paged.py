@@ -173,7 +173,8 @@ def on_v5e(shape: argparse.Namespace, width: int, blocks: Blocks) -> dict[str, j
         return jax.ShapeDtypeStruct(sizes, dtype, sharding=where)
 
     def cascade(q: Array, own: list[Array], prompt: list[Array], mask: Array, seen: Array) -> Array:
-        return attend(q[:, :, None], *own, seen, (prompt[0], prompt[1], mask))[:, :, 0]
+        shared = (prompt[0], prompt[1], mask)
+        return attend(q[:, :, None], own[0], own[1], seen, shared)[:, :, 0]
 
     def paged(q: Array, kv: Array, lengths: Array, table: Array) -> Array:
         return attend_in_pages(q, Paged(kv=kv, lengths=lengths, table=table), blocks)
@@ -279,6 +280,8 @@ def main() -> None:
         report["compiled"] = {}
         for name, program in on_v5e(args, width, cut).items():
             memory, cost = program.memory_analysis(), program.cost_analysis()
+            assert memory is not None  # this compiler says both
+            assert cost is not None
             report["compiled"][name] = {
                 "arguments_mb": memory.argument_size_in_bytes / 1e6,
                 "temporaries_mb": memory.temp_size_in_bytes / 1e6,
