@@ -18,9 +18,12 @@ from rich.table import Table
 
 from jgrpo import config_io
 from jgrpo.config import Config
+from jgrpo.parallel import hosts
+from jgrpo.parallel.distributed import initialize
 from jgrpo.rewards.calls import RewardError
 from jgrpo.stopping import EXIT_CODES, Stopped
 from jgrpo.types import Message
+from jgrpo.watch import leave
 
 # transformers is here for tokenizers and configs; that it finds no torch is as it should be.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -57,7 +60,7 @@ def train_main(argv: Sequence[str] | None = None) -> int:
         parser.error("--plan and --index are for --sweep FILE")
     if args.sweep is not None and (args.check or args.print or args.force or args.devices):
         parser.error("--sweep goes with --index and --plan only")
-    return _guarded(_train if args.sweep is None else _sweep, args)
+    return leave(_guarded(_train if args.sweep is None else _sweep, args))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not args.override:
             parser.error("data check: name a config")
         args.config, args.override, args.call = args.override[0], args.override[1:], _data_check
-    return _guarded(args.call, args)
+    return leave(_guarded(args.call, args))
 
 
 def _add_run_commands(commands: Any) -> None:
@@ -174,10 +177,10 @@ def _guarded(call: Callable[[argparse.Namespace], int | None], args: argparse.Na
     try:
         return call(args) or 0
     except (ValueError, OSError, ImportError, FloatingPointError, RewardError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{hosts.speaker()}error: {error}", file=sys.stderr)
         return 2
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        print(f"{hosts.speaker()}{stopped}", file=sys.stderr)
         return EXIT_CODES[stopped.signal]
     except KeyboardInterrupt:
         return EXIT_CODES["SIGINT"]
@@ -192,7 +195,11 @@ def _train(args: argparse.Namespace) -> None:
     else:
         from jgrpo.run import train
 
-        _report(cfg, args, train(cfg, force=args.force))
+        # jax's own end of a process comes after ours, which says more.
+        initialize(heartbeat_s=int(2 * cfg.run.host_timeout_s + 30))
+        summary = train(cfg, force=args.force)
+        if hosts.is_first():
+            _report(cfg, args, summary)
 
 
 def _sweep(args: argparse.Namespace) -> int:
@@ -233,11 +240,13 @@ def _report(cfg: Config, args: argparse.Namespace, summary: dict[str, Any]) -> N
 def _eval(args: argparse.Namespace) -> None:
     from jgrpo.reopen import reopen
 
+    initialize()
     run, params, key, _ = reopen(Path(args.source), args.override, args.step)
     with contextlib.closing(run):
         report = run.evaluator.evaluate(params, key)
-    if args.json:
+    if args.json and hosts.is_first():
         print(json.dumps(report.to_json()))
+    if args.json or not hosts.is_first():
         return
     table = Table(title=f"{report.num_prompts} held-out prompts of {run.cfg.data.task}")
     table.add_column("")

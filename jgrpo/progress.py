@@ -26,17 +26,25 @@ class Progress:
     printed over the run: the first step, the last, and every so many between. Both go to stderr.
     """
 
-    def __init__(self, total_steps: int, start_step: int, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        total_steps: int,
+        start_step: int,
+        console: Console | None = None,
+        *,
+        quiet: bool = False,
+    ) -> None:
         """Nothing is shown yet.
 
         Args:
           total_steps: steps of the run.
           start_step: steps finished before this process began.
           console: where to show it; None: stderr.
+          quiet: show nothing.
         """
         self._total = total_steps
         self._start = start_step
-        self._console = console or Console(stderr=True)
+        self._console = console or Console(stderr=True, quiet=quiet)
         self._every = max(1, total_steps // _LOG_LINES)
         self._recent_s: collections.deque[float] = collections.deque(maxlen=_RECENT_STEPS)
         self._live = rich.progress.Progress(

@@ -1,5 +1,7 @@
 """Reward functions that tests name by `rewards_of_tests:function`; they run in worker processes."""
 
+import os
+
 
 def poisoned(prompts, completions, poison):
     """The length, but for the prompt `poison` a number that overflows the gradient norm."""
@@ -12,3 +14,8 @@ def poisoned(prompts, completions, poison):
 def mixed(completions, **columns):
     """Something that differs between completions of any model."""
     return [float(len(text) % 5) for text in completions]
+
+
+def scorer(completions, **_):
+    """The process of the trainer that this worker serves; -1 if it is alone."""
+    return [float(os.environ.get("JGRPO_PROCESS_ID", -1))] * len(completions)
