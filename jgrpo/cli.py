@@ -53,6 +53,7 @@ def train_main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--force", action="store_true", help="continue a run although its config has changed"
     )
+    parser.set_defaults(joins=argv is None)  # called from Python, it is as its caller has made it
     args = parser.parse_intermixed_args(argv)
     if args.sweep is None and args.config is None:
         parser.error("name a config, or a sweep file with --sweep")
@@ -74,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_reference_commands(commands)
 
     # argparse does not mix options and several positionals in subcommands; settings may stand last.
+    parser.set_defaults(joins=argv is None)
     args, rest = parser.parse_known_args(argv)
     unknown = [word for word in rest if word.startswith("-") or "=" not in word]
     if unknown or (rest and "override" not in args):
@@ -193,13 +195,14 @@ def _train(args: argparse.Namespace) -> None:
     elif args.check:
         _check(cfg, args.devices)
     else:
+        from jgrpo.progress import show_result
         from jgrpo.run import train
 
-        # jax's own end of a process comes after ours, which says more.
-        initialize(heartbeat_s=int(2 * cfg.run.host_timeout_s + 30))
+        if args.joins:  # jax's own end of a process comes after ours, which says more
+            initialize(heartbeat_s=int(2 * cfg.run.host_timeout_s + 30))
         summary = train(cfg, force=args.force)
         if hosts.is_first():
-            _report(cfg, args, summary)
+            show_result(summary, Path(cfg.run.dir), args.config)
 
 
 def _sweep(args: argparse.Namespace) -> int:
@@ -220,27 +223,11 @@ def _check(cfg: Config, devices: int | None) -> None:
     print(describe(plan(cfg, architecture(cfg.model.path), devices or jax.device_count())))
 
 
-def _report(cfg: Config, args: argparse.Namespace, summary: dict[str, Any]) -> None:
-    from jgrpo.evaluate import EvalReport
-    from jgrpo.progress import before_after_table
-
-    before, after = (EvalReport.from_json(summary[name]) for name in ("eval_before", "eval_after"))
-    console = Console()
-    console.print(before_after_table(before, after))
-    lines = [
-        f"The run lies in {cfg.run.dir}: metrics.jsonl, samples/, checkpoints/, summary.json.",
-        "Next:",
-        f"  .venv/bin/jgrpo generate {cfg.run.dir} -n 4 -g 2 --temperature 1",
-        f"  .venv/bin/jgrpo export {cfg.run.dir} --to {cfg.run.dir}/exported",
-        f"  .venv/bin/python train.py {args.config} method=gspo run.dir={cfg.run.dir}_gspo",
-    ]
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
-
-
 def _eval(args: argparse.Namespace) -> None:
     from jgrpo.reopen import reopen
 
-    initialize()
+    if args.joins:
+        initialize()
     run, params, key, _ = reopen(Path(args.source), args.override, args.step)
     with contextlib.closing(run):
         report = run.evaluator.evaluate(params, key)

@@ -25,6 +25,8 @@ SETTINGS = (
     "rollout.max_completion_tokens=16",
     "eval.num_prompts=8",
     "checkpoint.every=1",
+    "method.penalty=k3",
+    "method.kl_coef=0.04",
     "reward.workers=1",
     "reward.functions=[{name: exact_match}, {name: 'rewards_of_tests:scorer', weight: 0.0}]",
 )
