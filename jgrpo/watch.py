@@ -61,16 +61,14 @@ class Watch:
         self._name = f"process {self._process} on {socket.gethostname()}"
         self._signs: dict[int, _Sign] = {}
         self._heard = time.monotonic()  # from the coordination service
-        self._ending = threading.Lock()
+        self._telling = threading.Thread(target=self._tell, name="alive", daemon=True)
 
     def __enter__(self) -> "Watch":
-        threads = {"watch": self._look}
         if several():
             now = time.monotonic()
             self._signs = {i: _Sign("", now) for i in range(jax.process_count())}
-            threads["alive"] = self._tell
-        for name, work in threads.items():
-            threading.Thread(target=work, name=name, daemon=True).start()
+            self._telling.start()
+        threading.Thread(target=self._look, name="watch", daemon=True).start()
         return self
 
     def __exit__(
@@ -86,12 +84,13 @@ class Watch:
         self._over.set()
         if not several():
             return
+        self._telling.join(2 * _BEAT_S)  # or its sign might follow the last one
         failed = error is not None and not isinstance(error, Stopped)
         last = f"{_ENDED}{type(error).__name__}: {error}"[:500] if failed else _DONE
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self._put(f"{self._name} {last}")
         if failed:  # jax would wait at the exit for the others, which end by what was just said
-            atexit.register(os._exit, 1)
+            atexit.register(leave, 1)
 
     def moved(self) -> None:
         """Notes that a step, an evaluation or a save has ended."""
@@ -153,11 +152,8 @@ class Watch:
         return ""
 
     def _end(self, reason: str, code: int) -> None:
-        with self._ending:
-            _say(f"{self._name}: {reason}\n")
-            if self._signs and self._process == 0:
-                time.sleep(2 * _BEAT_S)  # the others lose the service with this process
-            os._exit(code)
+        _say(f"{self._name}: {reason}\n")
+        _exit(code)
 
 
 def leave(code: int) -> int:
@@ -169,8 +165,15 @@ def leave(code: int) -> int:
     if code and code not in EXIT_CODES.values() and several():
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
+        _exit(code)
     return code
+
+
+def _exit(code: int) -> None:
+    """Ends this process past jax, once the others can have heard why."""
+    if several() and jax.process_index() == 0:
+        time.sleep(2 * _BEAT_S)  # they lose the service with this process
+    os._exit(code)
 
 
 def _say(text: str) -> None:

@@ -205,6 +205,36 @@ def test_process_that_is_gone_ends_the_other(victim: int, number: int | None, to
     assert told.format(host=HOST) in said
 
 
+ALIKE = """
+from jgrpo import config_io
+from jgrpo.parallel import hosts
+from jgrpo.parallel.distributed import initialize
+from jgrpo.together import check_alike
+
+initialize()
+for words in ([f"run.seed={hosts.index()}"], ["rollout.lag=1"], ["method=ws_preference"], []):
+    try:
+        check_alike(config_io.load("configs/quickstart.yaml", words))
+        print("- fine")
+    except ValueError as error:
+        print("-", error)
+"""
+
+
+def test_what_processes_cannot_share_is_refused_in_all():
+    said = []
+    for process in start(2, "-c", ALIKE):
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+        said.append([line for line in out.splitlines() if line.startswith("-")])
+    assert said[0] == said[1]
+    other, lag, method, fine = said[0]
+    assert "must be started with the same config" in other
+    assert "rollout.lag 1" in lag
+    assert "'ws_preference': a preference model" in method
+    assert fine == "- fine"
+
+
 BUSY = """
 import time
 from jgrpo.watch import Watch
