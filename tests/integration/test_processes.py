@@ -140,6 +140,7 @@ def test_killed_process_ends_the_other_which_names_it(folder: Path, stopped: obj
     finally:
         for process in processes:
             process.kill()
+            process.communicate()
     assert code == MISSING, said
     assert f"continuing {folder} after step {before}" in said
     assert f"process 0 on {HOST}: process 1 on {HOST} has given no sign of life for 10 s" in said
