@@ -19,7 +19,7 @@ from jgrpo.watch import HANGS, MISSING
 
 ROOT = Path(__file__).parents[2]
 HOST = socket.gethostname()
-# The second reward has no weight: it says in which process a completion was scored.
+# The first reward says what is correct; the last, without weight, in which process it was asked.
 SETTINGS = (
     "rollout.group_size=2",
     "rollout.max_completion_tokens=16",
@@ -28,7 +28,8 @@ SETTINGS = (
     "method.penalty=k3",
     "method.kl_coef=0.04",
     "reward.workers=1",
-    "reward.functions=[{name: exact_match}, {name: 'rewards_of_tests:scorer', weight: 0.0}]",
+    "reward.functions=[{name: exact_match}, {name: 'rewards_of_tests:mixed'}, "
+    "{name: 'rewards_of_tests:scorer', weight: 0.0}]",
 )
 
 
@@ -126,6 +127,7 @@ def test_tokens_are_those_of_one_process_and_each_scores_its_own(
             assert row == other
     assert scorers == {(0, 0.0), (1, 1.0)}
     for row, other in zip(quickstart.metrics(tmp_path), quickstart.metrics(folder), strict=False):
+        assert row["grad/norm"] > 0.01  # there is something to learn
         for name in ("loss/total", "grad/norm", "reward/mean", "kl/behavior"):
             assert row.get(name) == pytest.approx(other.get(name), abs=1e-4), name
 
