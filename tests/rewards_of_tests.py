@@ -19,3 +19,8 @@ def mixed(completions, **columns):
 def scorer(completions, **_):
     """The process of the trainer that this worker serves; -1 if it is alone."""
     return [float(os.environ.get("JGRPO_PROCESS_ID", -1))] * len(completions)
+
+
+def summed(completions, **_):
+    """Something that differs between completions of one length too."""
+    return [float(sum(map(ord, text)) % 5) for text in completions]

@@ -28,7 +28,7 @@ SETTINGS = (
     "method.penalty=k3",
     "method.kl_coef=0.04",
     "reward.workers=1",
-    "reward.functions=[{name: exact_match}, {name: 'rewards_of_tests:mixed'}, "
+    "reward.functions=[{name: exact_match}, {name: 'rewards_of_tests:summed'}, "
     "{name: 'rewards_of_tests:scorer', weight: 0.0}]",
 )
 
