@@ -15,6 +15,7 @@ from jgrpo.models import hf, lora
 from jgrpo.models.architecture import Architecture, AxesTree, logical_axes
 from jgrpo.models.load import LoadedModel, located
 from jgrpo.models.peft import save_adapter, targets
+from jgrpo.parallel.hosts import place
 from jgrpo.parallel.rules import param_shardings
 
 
@@ -59,7 +60,7 @@ def adapted(cfg: Config, model: LoadedModel, mesh: Mesh) -> tuple[LoadedModel, P
     fresh = lora.fresh_adapters(arch, matrices, settings.rank, key, cfg.model.param_dtype)
     freeze = _freeze(cfg, arch)
     shardings = param_shardings(mesh, logical_axes(arch), jax.eval_shape(freeze, model.params))
-    frozen = jax.device_put(freeze(model.params), shardings)
+    frozen = place(freeze(model.params), shardings)
     return dataclasses.replace(model, params=fresh), frozen
 
 

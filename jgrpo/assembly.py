@@ -1,7 +1,7 @@
 """Everything fixed about a run, put together once from its config."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from jgrpo.models.architecture import Architecture
 from jgrpo.models.attention import Attention, Kernel, choose
 from jgrpo.models.decoder import GraphDef
 from jgrpo.models.load import LoadedModel, architecture, load
+from jgrpo.parallel.hosts import place
 from jgrpo.parallel.mesh import make_mesh
 from jgrpo.parallel.rules import param_shardings, replicated
 from jgrpo.predicting import regrouped
@@ -87,6 +88,12 @@ class Run:
             self.learners[temperature] = learner
         return dataclasses.replace(self, learner=self.learners[temperature])
 
+    def checked(self, check: Callable[[], None]) -> "Run":
+        """The run that calls this before each part of its sampling; it may raise to give up."""
+        collector = dataclasses.replace(self.collector, check=check)
+        evaluator = dataclasses.replace(self.evaluator, check=check)
+        return dataclasses.replace(self, collector=collector, evaluator=evaluator)
+
     def initial_state(self) -> TrainState:
         """The initial weights on the mesh, with fresh states of optimizer and method."""
         method, state = self.cfg.method, self.learner.init(self.model.params)
@@ -112,7 +119,7 @@ class Run:
             aux[PREFERENCE] = fresh_preference(width, named_key(self.root, "preference"))
         elif "prefix_scores" in needed:
             aux[PREFERENCE] = load_preference(self.cfg.model.preference, width)
-        strategy, aux = jax.device_put((strategy, aux), replicated(self.mesh))
+        strategy, aux = place((strategy, aux), replicated(self.mesh))
         if self.cfg.rollout.lag:
             aux[SAMPLER] = jax.tree.map(jnp.copy, state.params)
         if self.roles:

@@ -21,6 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jgrpo.files import sha256, sync_folder, write_atomically
+from jgrpo.parallel import hosts
 from jgrpo.types import TrainState
 
 _MANIFEST = "manifest.json"
@@ -144,7 +145,8 @@ class Checkpoints:
           ValueError: if a file is damaged, missing or foreign (named), or if the leaves differ
             from those of `like` (named).
         """
-        return self._load(like, step, verify(self._folder / str(step)))
+        folder = self._folder / str(step)
+        return self._load(like, step, hosts.from_first(lambda: verify(folder)))
 
     def restore_latest(self, like: _State) -> _State | None:
         """Loads the newest good checkpoint; a damaged one is named in the log and passed over.
@@ -158,7 +160,7 @@ class Checkpoints:
         Raises:
           ValueError: if there are checkpoints and all are damaged, or if the leaves differ.
         """
-        found = newest_good(self._run_dir)
+        found = hosts.from_first(lambda: newest_good(self._run_dir))
         return None if found is None else self._load(like, *found)
 
     def _load(self, like: _State, step: int, manifest: Mapping[str, Any]) -> _State:

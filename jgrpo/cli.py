@@ -18,9 +18,12 @@ from rich.table import Table
 
 from jgrpo import config_io
 from jgrpo.config import Config
+from jgrpo.parallel import hosts
+from jgrpo.parallel.distributed import initialize
 from jgrpo.rewards.calls import RewardError
 from jgrpo.stopping import EXIT_CODES, Stopped
 from jgrpo.types import Message
+from jgrpo.watch import leave
 
 # transformers is here for tokenizers and configs; that it finds no torch is as it should be.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -50,6 +53,7 @@ def train_main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--force", action="store_true", help="continue a run although its config has changed"
     )
+    parser.set_defaults(joins=argv is None)  # called from Python, it is as its caller has made it
     args = parser.parse_intermixed_args(argv)
     if args.sweep is None and args.config is None:
         parser.error("name a config, or a sweep file with --sweep")
@@ -57,7 +61,7 @@ def train_main(argv: Sequence[str] | None = None) -> int:
         parser.error("--plan and --index are for --sweep FILE")
     if args.sweep is not None and (args.check or args.print or args.force or args.devices):
         parser.error("--sweep goes with --index and --plan only")
-    return _guarded(_train if args.sweep is None else _sweep, args)
+    return leave(_guarded(_train if args.sweep is None else _sweep, args))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_reference_commands(commands)
 
     # argparse does not mix options and several positionals in subcommands; settings may stand last.
+    parser.set_defaults(joins=argv is None)
     args, rest = parser.parse_known_args(argv)
     unknown = [word for word in rest if word.startswith("-") or "=" not in word]
     if unknown or (rest and "override" not in args):
@@ -81,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not args.override:
             parser.error("data check: name a config")
         args.config, args.override, args.call = args.override[0], args.override[1:], _data_check
-    return _guarded(args.call, args)
+    return leave(_guarded(args.call, args))
 
 
 def _add_run_commands(commands: Any) -> None:
@@ -174,10 +179,10 @@ def _guarded(call: Callable[[argparse.Namespace], int | None], args: argparse.Na
     try:
         return call(args) or 0
     except (ValueError, OSError, ImportError, FloatingPointError, RewardError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{hosts.speaker()}error: {error}", file=sys.stderr)
         return 2
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        print(f"{hosts.speaker()}{stopped}", file=sys.stderr)
         return EXIT_CODES[stopped.signal]
     except KeyboardInterrupt:
         return EXIT_CODES["SIGINT"]
@@ -190,9 +195,14 @@ def _train(args: argparse.Namespace) -> None:
     elif args.check:
         _check(cfg, args.devices)
     else:
+        from jgrpo.progress import show_result
         from jgrpo.run import train
 
-        _report(cfg, args, train(cfg, force=args.force))
+        if args.joins:  # jax's own end of a process comes after ours, which says more
+            initialize(heartbeat_s=int(2 * cfg.run.host_timeout_s + 30))
+        summary = train(cfg, force=args.force)
+        if hosts.is_first():
+            show_result(summary, Path(cfg.run.dir), args.config)
 
 
 def _sweep(args: argparse.Namespace) -> int:
@@ -213,31 +223,17 @@ def _check(cfg: Config, devices: int | None) -> None:
     print(describe(plan(cfg, architecture(cfg.model.path), devices or jax.device_count())))
 
 
-def _report(cfg: Config, args: argparse.Namespace, summary: dict[str, Any]) -> None:
-    from jgrpo.evaluate import EvalReport
-    from jgrpo.progress import before_after_table
-
-    before, after = (EvalReport.from_json(summary[name]) for name in ("eval_before", "eval_after"))
-    console = Console()
-    console.print(before_after_table(before, after))
-    lines = [
-        f"The run lies in {cfg.run.dir}: metrics.jsonl, samples/, checkpoints/, summary.json.",
-        "Next:",
-        f"  .venv/bin/jgrpo generate {cfg.run.dir} -n 4 -g 2 --temperature 1",
-        f"  .venv/bin/jgrpo export {cfg.run.dir} --to {cfg.run.dir}/exported",
-        f"  .venv/bin/python train.py {args.config} method=gspo run.dir={cfg.run.dir}_gspo",
-    ]
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
-
-
 def _eval(args: argparse.Namespace) -> None:
     from jgrpo.reopen import reopen
 
+    if args.joins:
+        initialize()
     run, params, key, _ = reopen(Path(args.source), args.override, args.step)
     with contextlib.closing(run):
         report = run.evaluator.evaluate(params, key)
-    if args.json:
+    if args.json and hosts.is_first():
         print(json.dumps(report.to_json()))
+    if args.json or not hosts.is_first():
         return
     table = Table(title=f"{report.num_prompts} held-out prompts of {run.cfg.data.task}")
     table.add_column("")

@@ -12,6 +12,8 @@ import jax
 from jax import monitoring
 from jax.experimental.compilation_cache import compilation_cache
 
+from jgrpo.parallel import hosts
+
 _MIN_COMPILE_S = 0.3
 _ASKED = "/jax/core/compile/backend_compile_duration"
 _FOUND = "/jax/compilation_cache/cache_hits"
@@ -35,7 +37,7 @@ def kept_on_disk(folder: Path, wanted: str) -> Iterator[None]:
         yield
         return
     home = folder / _machine()
-    _drop_broken(home)
+    hosts.on_first(lambda: _drop_broken(home))
     for name, value in zip(names, (str(home), _MIN_COMPILE_S), strict=True):
         jax.config.update(name, value)
     compilation_cache.reset_cache()  # jax looks at the folder once a process

@@ -316,6 +316,10 @@ class RunConfig:
     """Root of all randomness of the run: sampling, prompt order, fresh weights."""
     grace_s: Annotated[float, Gt(0.0)] = 25.0
     """Seconds between SIGTERM (or Ctrl-C) and the end of the process; it saves in that time."""
+    host_timeout_s: Annotated[float, Gt(0.0)] = 60.0
+    """Seconds without a sign of life of another host after which this one ends, naming it."""
+    watchdog_s: Annotated[float, Ge(0.0)] = 3600.0
+    """Seconds in which a step, an evaluation or a save must end, or the run ends; 0: any."""
     compile_cache: Literal["auto", "on", "off"] = "auto"
     """Keep compiled programs in the run folder; auto: not on CPUs, where XLA may crash writing."""
     compile_ahead: Literal["auto", "on", "off"] = "auto"

@@ -18,9 +18,11 @@ from jgrpo import config_io
 from jgrpo.config import Config
 from jgrpo.files import read_json, read_json_if_there, write_atomically
 from jgrpo.models.load import located
+from jgrpo.parallel.hosts import is_first
 
 _MAY_CHANGE = (
     *("log", "eval", "checkpoint", "run.steps", "run.dir", "run.grace_s", "run.profile"),
+    *("run.host_timeout_s", "run.watchdog_s"),
     "run.compile_ahead",
     "run.compile_cache",
 )
@@ -111,8 +113,9 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
-    """Writes `summary.json`, all of it or nothing."""
-    write_atomically(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+    """Writes `summary.json`, all of it or nothing; of several processes the first does."""
+    if is_first():
+        write_atomically(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
 
 
 def _same_config(folder: Path, cfg: Config) -> None:

@@ -8,7 +8,7 @@ Letters: P prompts, N samples per prompt.
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ class Evaluator:
       model: for the tokenizer and its ids.
       engine: the sampler.
       rewards: the reward functions; the first decides what is correct.
+      check: called again and again while sampling; may raise to give up.
     """
 
     cfg: Config
@@ -46,6 +47,7 @@ class Evaluator:
     model: LoadedModel
     engine: Engine
     rewards: Sequence[Reward]
+    check: Callable[[], None] | None = None
 
     def evaluate(self, params: PyTree, key: Key[Array, ""]) -> EvalReport:
         """Asks the first `eval.num_prompts` held-out prompts, greedily and by sampling.
@@ -128,6 +130,7 @@ class Evaluator:
             max_tokens=cfg.rollout.max_completion_tokens,
             sampling=Sampling(temperature=temperature),
             stop=cfg.rollout.stop,
+            check=self.check,
         )
 
     def judged(

@@ -38,6 +38,7 @@ from jgrpo.marks import in_form, segments, strata
 from jgrpo.memory import drift
 from jgrpo.models.load import architecture
 from jgrpo.observe import combine_updates
+from jgrpo.parallel.hosts import at_hand, fetch
 from jgrpo.parallel.lowered import Compile, compile_now
 from jgrpo.places import Rows, logps_in_rows, rows_of
 from jgrpo.preferring import compared, scores_of, together
@@ -66,6 +67,7 @@ def learn(
     """
     begin, run = time.perf_counter(), run.at(state.strategy)
     cfg, method, learner = run.cfg, run.cfg.method, run.learner
+    state = dataclasses.replace(state, strategy=at_hand(state.strategy))
     batch, facts, extra = _with_logps(run, state, collected)
     side = _side(run, state, batch, collected)
     tracked = state.strategy.get("tracker")
@@ -214,7 +216,7 @@ def _with_logps(
     batch = _with_ratios(cfg.method, batch, collected)
     at, old_logp, facts = sampling_params(state), None, None
     if cfg.model.routing_replay == "r2":
-        old_logp, *routes = jax.device_get(run.learner.routes(at, batch))
+        old_logp, *routes = fetch(run.learner.routes(at, batch))
         batch = with_routes(batch, *routes)
     if needed & {"values", "entropy_mask"}:
         facts = _facts(run, state, batch)
@@ -274,12 +276,12 @@ def _even(cfg: Config, batch: Batch) -> tuple[Batch, Rows | None]:
 def _logps(run: Run, params: PyTree, batch: Batch) -> Float32[np.ndarray, "P G T"]:
     if run.cfg.plan.uneven:
         return logps_in_rows(run.learner, params, batch, run.cfg.group_rows)
-    return jax.device_get(run.learner.logps(params, batch))
+    return fetch(run.learner.logps(params, batch))
 
 
 def _facts(run: Run, state: TrainState, batch: Batch) -> TokenFacts:
     even, rows = _even(run.cfg, batch)
-    found = jax.device_get(run.learner.facts(state, even))
+    found = fetch(run.learner.facts(state, even))
     return found if rows is None else jax.tree.map(rows.together, found)
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Float32, Int, Int32, PyTree
 from numpy import ndarray
 
 from jgrpo.learner.step import Learner
+from jgrpo.parallel.hosts import fetch
 from jgrpo.types import AnyArray, Batch, Prompts
 
 _MAX_BYTES = 2**31
@@ -84,7 +85,7 @@ def drift(
         advantages=zeros,
         old_logp=then.logp[:, None],
     )
-    now = jax.device_get(learner.logps(params, batch))[:, 0]
+    now = fetch(learner.logps(params, batch))[:, 0]
     gap = np.where(mask, np.abs(now - then.logp), 0.0).sum(axis=1)
     return (gap / np.maximum(then.lengths, 1)).astype(np.float32)
 

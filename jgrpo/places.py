@@ -7,13 +7,13 @@ prompts, G places of a group, Q rows, C places of a row, T tokens.
 
 import dataclasses
 
-import jax
 import numpy as np
 from jaxtyping import Bool, Float32, Int, PyTree, Shaped
 from numpy import ndarray
 
 from jgrpo.learner.batch import rearranged
 from jgrpo.learner.step import Learner
+from jgrpo.parallel.hosts import fetch
 from jgrpo.types import AnyArray, Batch, Contexts, Prompts
 
 
@@ -105,7 +105,7 @@ def logps_in_rows(
       alone: as in `rows_of`.
     """
     rows = rows_of(batch, width, alone=alone)
-    return rows.together(jax.device_get(learner.logps(params, rows.apart(batch))))
+    return rows.together(fetch(learner.logps(params, rows.apart(batch))))
 
 
 def _in_context(

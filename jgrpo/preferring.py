@@ -21,6 +21,7 @@ from jgrpo.learner.batch import unweighted
 from jgrpo.learner.preference import PREFERENCE
 from jgrpo.learner.step import Learner
 from jgrpo.marks import segments
+from jgrpo.parallel.hosts import fetch, is_first
 from jgrpo.types import AnyArray, Batch, Rollouts, TrainState
 
 FILE = "preference.safetensors"
@@ -116,6 +117,8 @@ def report(scores: Float[ndarray, "P G"], correct: Bool[ndarray, "P G"]) -> dict
 
 def save_preference(folder: Path, state: TrainState) -> None:
     """Writes the model beside the run's other files, for runs that reward steps by it."""
+    if not is_first():
+        return
     arrays = {name: np.asarray(x) for name, x in jax.device_get(state.aux[PREFERENCE]).items()}
     partial = folder / (FILE + ".partial")
     save_file(arrays, partial)
@@ -159,7 +162,7 @@ def scores_of(
       batch: the completions.
     """
     weights = encoder | {PREFERENCE: state.aux[PREFERENCE]}
-    return np.asarray(jax.device_get(learner.facts_of(weights, batch).scores))
+    return np.asarray(fetch(learner.facts_of(weights, batch).scores))
 
 
 def stops_of(
@@ -188,7 +191,7 @@ def stops_of(
         finished=np.asarray(pool.finished)[:, own],
     )
     batch = unweighted(first, np.asarray(mask.any(axis=-1)))
-    scores = np.asarray(jax.device_get(learner.facts_of(weights, batch).scores))
+    scores = np.asarray(fetch(learner.facts_of(weights, batch).scores))
     number = segments(tokenizer, first, cfg.rollout.segment_mark)
     found = np.asarray(stops(cfg.method, scores, number, mask))
     return np.pad(found, [(0, 0), (0, places - found.shape[1])])
@@ -198,7 +201,7 @@ def _final_scores(
     learner: Learner, state: TrainState, batch: Batch
 ) -> tuple[Float32[ndarray, "P G"], Int[ndarray, "P G 1"]]:
     """The score of each whole completion, and the place of its last token; 0 without a token."""
-    scores = np.asarray(jax.device_get(learner.facts(state, batch).scores))
+    scores = np.asarray(fetch(learner.facts(state, batch).scores))
     mask: AnyArray = np.asarray(batch.mask)
     last = np.maximum(mask.shape[2] - 1 - np.argmax(mask[..., ::-1], axis=2), 0)[..., None]
     found = np.take_along_axis(scores, last, axis=2)[..., 0]

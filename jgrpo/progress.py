@@ -6,7 +6,9 @@ The values on the line are the metrics that have a label in `METRICS`.
 import collections
 import statistics
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import rich.progress
 from rich.console import Console
@@ -26,17 +28,25 @@ class Progress:
     printed over the run: the first step, the last, and every so many between. Both go to stderr.
     """
 
-    def __init__(self, total_steps: int, start_step: int, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        total_steps: int,
+        start_step: int,
+        console: Console | None = None,
+        *,
+        quiet: bool = False,
+    ) -> None:
         """Nothing is shown yet.
 
         Args:
           total_steps: steps of the run.
           start_step: steps finished before this process began.
           console: where to show it; None: stderr.
+          quiet: show nothing.
         """
         self._total = total_steps
         self._start = start_step
-        self._console = console or Console(stderr=True)
+        self._console = console or Console(stderr=True, quiet=quiet)
         self._every = max(1, total_steps // _LOG_LINES)
         self._recent_s: collections.deque[float] = collections.deque(maxlen=_RECENT_STEPS)
         self._live = rich.progress.Progress(
@@ -132,6 +142,27 @@ def before_after_table(before: EvalReport, after: EvalReport) -> Table:
         f"{after.length_mean - before.length_mean:+.1f} tokens",
     )
     return table
+
+
+def show_result(summary: Mapping[str, Any], folder: Path, config: str) -> None:
+    """Prints what a finished run has come to, and what can be done next.
+
+    Args:
+      summary: of the run.
+      folder: the run folder.
+      config: the file it was started with.
+    """
+    before, after = (EvalReport.from_json(summary[name]) for name in ("eval_before", "eval_after"))
+    console = Console()
+    console.print(before_after_table(before, after))
+    lines = [
+        f"The run lies in {folder}: metrics.jsonl, samples/, checkpoints/, summary.json.",
+        "Next:",
+        f"  .venv/bin/jgrpo generate {folder} -n 4 -g 2 --temperature 1",
+        f"  .venv/bin/jgrpo export {folder} --to {folder}/exported",
+        f"  .venv/bin/python train.py {config} method=gspo run.dir={folder}_gspo",
+    ]
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
 def _percent(value: float) -> str:

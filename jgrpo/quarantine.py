@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jgrpo.parallel import hosts
 from jgrpo.rewards.calls import RewardError
 from jgrpo.rewards.score import Scores
 from jgrpo.rewards.scoring import Failure
@@ -47,7 +48,7 @@ class Quarantine:
         """Drops the failures of steps that will be made again; the rates begin anew."""
         self._recent.clear()
         self._said.clear()
-        self._log.resume(finished_steps)
+        hosts.on_first(lambda: self._log.resume(finished_steps))
 
     def add(self, step: int, scores: Scores) -> list[str]:
         """Writes the failures of a step.
@@ -63,7 +64,7 @@ class Quarantine:
           RewardError: if a reward fails too often; names it, the rate and the file.
           OSError: if the file cannot be written; names the file and the step.
         """
-        if scores.failures:
+        if scores.failures and hosts.is_first():
             self._log.write(step, [_row(failure) for failure in scores.failures])
         for name, failed in scores.failed.items():
             recent = self._recent.setdefault(name, deque(maxlen=WINDOW))

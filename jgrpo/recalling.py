@@ -5,13 +5,13 @@ Letters: P prompts of a step, R of them asked again, K candidates of each, T tok
 
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Float, Int, PyTree
 from numpy import ndarray
 
 from jgrpo.config import Config
 from jgrpo.learner.step import Learner
+from jgrpo.parallel.hosts import fetch
 from jgrpo.strategy.replay import Store, candidates
 from jgrpo.types import Batch, Prompts
 
@@ -76,7 +76,7 @@ def _entropies(
     batch = Batch(
         prompts=prompts, tokens=tokens, mask=mask, weights=zeros, advantages=zeros, old_logp=then
     )
-    facts = jax.device_get(learner.facts_of(params, batch))
+    facts = fetch(learner.facts_of(params, batch))
     assert facts.entropy is not None
     total = np.where(mask, facts.entropy, 0.0).sum(axis=-1)
     return np.where(lengths > 0, total / np.maximum(lengths, 1), np.inf)[: len(places)]

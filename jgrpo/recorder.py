@@ -1,7 +1,8 @@
 """All that a run writes of its steps, and what it concludes from it.
 
 Everything concluded (alarms, scores, skipped updates in a row) is a function of the lines in
-`metrics.jsonl`, so a resumed run concludes what one left alone does.
+`metrics.jsonl`, so a resumed run concludes what one left alone does. Of several processes the
+first writes; the others conclude the same.
 """
 
 import dataclasses
@@ -12,7 +13,8 @@ from typing import Any
 from jgrpo.alarms import Alarms
 from jgrpo.config import Config
 from jgrpo.loggers import open_sinks
-from jgrpo.metrics import Number
+from jgrpo.metrics import Number, plain_metrics
+from jgrpo.parallel import hosts
 from jgrpo.quarantine import Quarantine
 from jgrpo.rewards.score import Scores
 from jgrpo.run_files import MetricsFile, Sample, SamplesWriter
@@ -37,7 +39,9 @@ class Recorder:
         self._samples = SamplesWriter(folder)
         self._quarantine = Quarantine(folder, cfg.reward.max_failure_rate)
         self.resume(finished_steps)
-        self._sinks = open_sinks(cfg.log, folder, dataclasses.asdict(cfg), finished_steps)
+        self._sinks = []
+        if hosts.is_first():
+            self._sinks = open_sinks(cfg.log, folder, dataclasses.asdict(cfg), finished_steps)
 
     def resume(self, finished_steps: int) -> None:
         """Forgets what was recorded of steps that will be made again."""
@@ -45,6 +49,10 @@ class Recorder:
         self.skipped_in_row = 0
         self._alarms = Alarms()
         self._quarantine.resume(finished_steps)
+        hosts.on_first(lambda: self._read(finished_steps))
+        self.skipped_in_row = hosts.from_first(lambda: self.skipped_in_row)
+
+    def _read(self, finished_steps: int) -> None:
         for row in self._metrics.resume(finished_steps):
             self._conclude(row["step"], row)
 
@@ -70,6 +78,8 @@ class Recorder:
         Raises:
           OSError: if the disk is full; the steps before are intact.
         """
+        if not hosts.is_first():
+            return self._conclude(step, plain_metrics(metrics))
         if samples:
             self._samples.write(step, samples)
         row = self._metrics.add(step, metrics)

@@ -15,6 +15,7 @@ from jgrpo.collected import Collected
 from jgrpo.config import Config
 from jgrpo.learner.step import Learner
 from jgrpo.memory import remember
+from jgrpo.parallel.hosts import place
 from jgrpo.parallel.rules import replicated
 from jgrpo.strategy import guidance, replay, skills
 from jgrpo.types import Batch, TrainState
@@ -50,7 +51,7 @@ def stepped(
     memory = {}
     if "previous" in state.aux:
         memory["previous"] = remember(state.aux["previous"], collected.prompt_ids, batch)
-    changed, memory = jax.device_put((changed, memory), replicated(learner.mesh))
+    changed, memory = place((changed, memory), replicated(learner.mesh))
     return dataclasses.replace(state, **changed, aux=state.aux | memory)
 
 

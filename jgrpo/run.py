@@ -24,14 +24,17 @@ from jgrpo.keys import named_key
 from jgrpo.learning import learn
 from jgrpo.models.load import architecture
 from jgrpo.observe import broken_invariants, samples, step_metrics, whole_step
+from jgrpo.parallel import hosts
 from jgrpo.planner import plan
 from jgrpo.profile import Profile
 from jgrpo.progress import Progress
 from jgrpo.recorder import Recorder
 from jgrpo.roles import role_params
 from jgrpo.stopping import Stopped, Stopping, StopRequested
+from jgrpo.together import check_alike
 from jgrpo.types import TrainState
 from jgrpo.warm_up import warm_up
+from jgrpo.watch import Watch
 
 
 def train(cfg: Config, *, force: bool = False) -> dict[str, Any]:
@@ -52,46 +55,55 @@ def train(cfg: Config, *, force: bool = False) -> dict[str, Any]:
       Stopped: if SIGTERM or SIGINT has ended the run; its state has been saved.
     """
     folder = Path(cfg.run.dir)
+    check_alike(cfg)
     plan(cfg, architecture(cfg.model.path), jax.device_count())  # refuses what cannot be split
     with contextlib.ExitStack() as stack:
-        stopping = stack.enter_context(Stopping(cfg.run.grace_s))
-        stack.enter_context(locked(folder))
-        claim(folder, cfg, force=force, further={"attention": attention_kernel(cfg)})
+        watch = stack.enter_context(Watch(cfg.run.host_timeout_s, cfg.run.watchdog_s))
+        agreed = hosts.agreed if hosts.several() else None
+        stopping = stack.enter_context(Stopping(cfg.run.grace_s, agreed))
+        hosts.on_first(lambda: stack.enter_context(locked(folder)))
+        facts = {"attention": attention_kernel(cfg)}
+        hosts.on_first(lambda: claim(folder, cfg, force=force, further=facts))
         stack.enter_context(kept_on_disk(folder / "compiled", cfg.run.compile_cache))
         try:
             with stopping.interruptible():
-                trainer = _open(cfg, folder, stopping, stack)
+                trainer = _open(cfg, folder, stopping, watch, stack)
             return trainer.run_steps()
         except StopRequested:
             message = f"stopped by {stopping.requested}; the same command continues {folder}"
             raise Stopped(stopping.requested, message) from None
 
 
-def _open(cfg: Config, folder: Path, stopping: Stopping, stack: contextlib.ExitStack) -> "Trainer":
+def _open(
+    cfg: Config, folder: Path, stopping: Stopping, watch: Watch, stack: contextlib.ExitStack
+) -> "Trainer":
     """Loads everything, with the newest good checkpoint or the initial weights."""
     began, compiled = time.perf_counter(), stack.enter_context(counted())
     run = stack.enter_context(contextlib.closing(assemble(cfg)))
+    run = run.checked(stopping.check) if hosts.several() else run
     kept = cfg.checkpoint
     checkpoints = stack.enter_context(
         contextlib.closing(
             Checkpoints(folder, kept.keep, keep_best=kept.keep_best, deadline_s=kept.deadline_s)
         )
     )
+    traced = cfg.run.profile if hosts.is_first() else ""
     state = _newest_state(run, checkpoints)
     start = int(state.step)
     return Trainer(
         run=run,
         state=state,
         ahead=stack.enter_context(contextlib.closing(Ahead(run.collector))),
-        summary=read_summary(folder) if start else {},
+        summary=hosts.from_first(lambda: read_summary(folder)) if start else {},
         folder=folder,
         stopping=stopping,
+        watch=watch,
         checkpoints=checkpoints,
         began=began,
         compiled=compiled,
-        profile=stack.enter_context(contextlib.closing(Profile(folder, cfg.run.profile))),
+        profile=stack.enter_context(contextlib.closing(Profile(folder, traced))),
         recorder=stack.enter_context(contextlib.closing(Recorder(folder, cfg, start))),
-        progress=stack.enter_context(Progress(cfg.run.steps, start)),
+        progress=stack.enter_context(Progress(cfg.run.steps, start, quiet=not hosts.is_first())),
     )
 
 
@@ -112,6 +124,7 @@ class Trainer:
       summary: what `summary.json` holds.
       folder: the run folder.
       stopping: says whether a signal has come.
+      watch: is told that the run moves on.
       checkpoints: where states are saved.
       began: clock at the beginning, in seconds.
       compiled: what has been compiled since.
@@ -126,6 +139,7 @@ class Trainer:
     summary: dict[str, Any]
     folder: Path
     stopping: Stopping
+    watch: Watch
     checkpoints: Checkpoints
     began: float
     compiled: Compilations
@@ -160,9 +174,15 @@ class Trainer:
                 self._report("eval_after", "after training", steps=last)
         except StopRequested:
             self._save()
-            self.checkpoints.wait()
+            self._settle()
             raise
+        self._settle()
         return self.summary
+
+    def _settle(self) -> None:
+        """Returns when all is on the disk, in all processes."""
+        self.checkpoints.wait()
+        hosts.exchange("")
 
     def _warm_up(self) -> None:
         """Compiles ahead, if there are steps to come and `run.compile_ahead` says so."""
@@ -180,7 +200,7 @@ class Trainer:
         self.profile.begin(step)
         with self.stopping.interruptible():
             params, cursor = sampling_params(self.state), int(self.state.cursor)
-            strategy, roles = self.state.strategy, role_params(self.state)
+            strategy, roles = hosts.at_hand(self.state.strategy), role_params(self.state)
             collected = self.ahead.collect(params, step, cursor, strategy, roles)
         for news in self.recorder.failures(step, collected.scores):
             self.progress.say(news)
@@ -200,6 +220,7 @@ class Trainer:
         for warning in self.recorder.add(step, metrics, shown):
             self.progress.say(f"step {step + 1}: {warning}")
         self.progress.update(step, metrics)
+        self.watch.moved()
         if self.recorder.skipped_in_row >= cfg.divergence.max_skipped_in_row:
             self._diverged()
         elif cfg.checkpoint.every and self._step % cfg.checkpoint.every == 0:
@@ -223,6 +244,7 @@ class Trainer:
         """Saves the state, unless its last updates were skipped: a checkpoint is a good state."""
         if not self.recorder.skipped_in_row:
             self.checkpoints.save(self.state, self.recorder.scores)
+        self.watch.moved()
 
     def _diverged(self) -> None:
         """Goes back to the newest checkpoint with the prompts that come next, or gives up."""
@@ -262,6 +284,7 @@ class Trainer:
         """Evaluates and puts the report into the summary."""
         with self.stopping.interruptible():
             report = self._evaluate()
+        self.watch.moved()
         correct = f"{report.greedy_accuracy:.1%} of {report.num_prompts} held-out prompts correct"
         self.progress.say(f"{when}: {correct} (greedy), {report.length_mean:.1f} tokens")
         with self.stopping.interruptible():

@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -51,14 +51,18 @@ class Stopping:
       requested: name of the signal that has come; empty before.
     """
 
-    def __init__(self, grace_s: float) -> None:
+    def __init__(self, grace_s: float, agreed: Callable[[str], str] | None = None) -> None:
         """Nothing is watched yet.
 
         Args:
           grace_s: seconds between the first signal and the end of the process.
+          agreed: of several processes, makes of what each was asked what all do (`hosts.agreed`).
+            Then nothing is interrupted, since the others would wait for what was left: `check`
+            is asked before each part of the work.
         """
         self.requested = ""
         self._grace_s = grace_s
+        self._agreed = agreed
         self._may_unwind = False
         self._alarming = threading.Lock()  # held while an alarm is sent: none comes after the end
         self._restore = contextlib.ExitStack()
@@ -92,6 +96,10 @@ class Stopping:
         Raises:
           StopRequested: on entry or at any moment inside, once a signal has come.
         """
+        if self._agreed is not None:
+            self.check()
+            yield
+            return
         self._may_unwind = True
         try:
             if self.requested:
@@ -99,6 +107,17 @@ class Stopping:
             yield
         finally:
             self._may_unwind = False
+
+    def check(self) -> None:
+        """Leaves work that may be thrown away, if any process has been asked to stop.
+
+        Raises:
+          StopRequested: then, in all of them.
+        """
+        asked = self.requested if self._agreed is None else self._agreed(self.requested)
+        if asked:
+            self.requested = asked
+            raise StopRequested
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         first, self.requested = not self.requested, signal.Signals(number).name

@@ -23,3 +23,13 @@ def noted(completions, **columns):
         file.write(f"{time.monotonic()} {len(completions)}\n")
     time.sleep(0.02)
     return [float(len(text)) for text in completions]
+
+
+def scorer(completions, **_):
+    """The process of the trainer that this worker serves; -1 if it is alone."""
+    return [float(os.environ.get("JGRPO_PROCESS_ID", -1))] * len(completions)
+
+
+def summed(completions, **_):
+    """Something that differs between completions of one length too."""
+    return [float(sum(map(ord, text)) % 5) for text in completions]

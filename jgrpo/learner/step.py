@@ -35,6 +35,7 @@ from jgrpo.learner.routing import RouterLoss, global_load
 from jgrpo.models import decoder, stack
 from jgrpo.models.logps import Entropy
 from jgrpo.models.lora import joined
+from jgrpo.parallel.hosts import place
 from jgrpo.parallel.lowered import described
 from jgrpo.parallel.rules import data_sharding, data_size, over_replicas, replicated
 from jgrpo.types import AnyArray, Batch, TrainState
@@ -95,12 +96,12 @@ class Learner:
         """
         # A copy in any case: the state's buffers are donated, the caller's must survive.
         copy = jax.jit(partial(jax.tree.map, jnp.copy), out_shardings=self.shardings)
-        params = copy(jax.device_put(params, self.shardings))
+        params = copy(place(params, self.shardings))
         head = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self._head_shapes)
-        head = jax.device_put(head, self._head_shardings)
+        head = place(head, self._head_shardings)
         opt_state = jax.jit(self.optimizer.init, out_shardings=self.opt_shardings)(params | head)
         zero = jnp.zeros((), jnp.int32)
-        step, cursor = jax.device_put((zero, zero), replicated(self.mesh))
+        step, cursor = place((zero, zero), replicated(self.mesh))
         kept = heads.keeps_reference(self.method) and self.frozen is None
         ref_params = copy(params) if kept else None
         return TrainState(
@@ -176,7 +177,7 @@ class Learner:
 
     def routes(self, params: PyTree, batch: Batch) -> tuple[Array, Array, Array]:
         """Log-probs as `logps` gives them, and the experts taken for completions and prompts."""
-        padded = jax.device_put(bare(batch), data_sharding(self.mesh))
+        padded = place(bare(batch), data_sharding(self.mesh))
         logp, experts, read = self._jitted_routes(params, padded, None, self.frozen)
         return logp, experts, read[:, 0]
 
@@ -209,10 +210,10 @@ class Learner:
         return self._jitted_update._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
 
     def _placed(
-        self, batch: Batch, place: Callable[..., Any] = jax.device_put
+        self, batch: Batch, placing: Callable[..., Any] = place
     ) -> tuple[Batch | Packed, Int[AnyArray, "P G"] | None]:
         part, home = self._laid_out(batch)
-        return place(part, data_sharding(self.mesh)), home
+        return placing(part, data_sharding(self.mesh)), home
 
     def _laid_out(self, batch: Batch) -> tuple[Batch | Packed, Int[AnyArray, "P G"] | None]:
         """The batch, packed if that is asked and pays; then also where each completion went."""

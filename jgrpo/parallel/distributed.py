@@ -1,6 +1,7 @@
 """Joins the processes of a program that runs on several hosts."""
 
 import os
+from typing import Any
 
 import jax
 
@@ -10,7 +11,7 @@ VARIABLES = ("JGRPO_COORDINATOR", "JGRPO_NUM_PROCESSES", "JGRPO_PROCESS_ID")
 _NO_CLUSTER = "coordinator_address should be defined"
 
 
-def initialize(timeout_s: int = 300) -> None:
+def initialize(timeout_s: int = 300, heartbeat_s: int = 100) -> None:
     """Joins this process to the others, if the environment says that there are others.
 
     What the three `VARIABLES` say comes first; else what jax finds by itself (Slurm, Open MPI, the
@@ -19,6 +20,7 @@ def initialize(timeout_s: int = 300) -> None:
 
     Args:
       timeout_s: seconds to wait for the others.
+      heartbeat_s: seconds without a heartbeat after which jax ends the processes that are left.
 
     Raises:
       ValueError: if some of the variables are set and others are not, or if one makes no sense.
@@ -26,12 +28,15 @@ def initialize(timeout_s: int = 300) -> None:
     """
     if jax.distributed.is_initialized():
         return
+    limits: dict[str, Any] = {
+        "initialization_timeout": timeout_s,
+        "heartbeat_timeout_seconds": heartbeat_s,
+    }
     if explicit := _explicit():
-        address, processes, process = explicit
-        jax.distributed.initialize(address, processes, process, initialization_timeout=timeout_s)
+        jax.distributed.initialize(*explicit, **limits)
         return
     try:
-        jax.distributed.initialize(initialization_timeout=timeout_s)
+        jax.distributed.initialize(**limits)
     except ValueError as error:  # raised before anything is started
         if _NO_CLUSTER not in str(error):
             raise

@@ -5,20 +5,24 @@ function that compares completions is called when the last of them is there. Whe
 in the table depends on its completions alone, so the order of events changes nothing. A place of a
 group that stays empty is never shown to a function.
 
+Of several processes each scores some of the groups, in turn, and tells the others what it found.
+
 Letters: N completions, K rewards.
 """
 
 import concurrent.futures
 import dataclasses
+import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float32
 
+from jgrpo.parallel import hosts
 from jgrpo.rewards.calls import TRL_ARGUMENTS, Call, Kind, Outcome, RewardError, checked
 from jgrpo.rewards.reward import Reward
 from jgrpo.rewards.template import START_DEADLINE_S
@@ -26,6 +30,9 @@ from jgrpo.types import Message
 
 Columns: TypeAlias = Mapping[str, Sequence[Any]]
 """Further arguments of reward functions: one entry per completion each."""
+
+_Answer: TypeAlias = tuple[int, tuple[int, ...], Outcome]
+"""Number of a reward, the completions of a call, and what became of it."""
 
 _LOG = logging.getLogger(__name__)
 _LOG_EVERY_S = 30.0
@@ -107,6 +114,7 @@ class Scoring:
         self.rewards = rewards
         self.group_size = group_size
         self._step = step
+        self._processes, self._process = hosts.count(), hosts.index()
         count = len(prompts)
         if count % group_size:
             raise ValueError(f"{count} completions are no whole groups of {group_size}")
@@ -158,16 +166,11 @@ class Scoring:
         count = len(self._texts)
         there = [row for row, text in enumerate(self._texts) if text is not None]
         table = np.full((count, len(self.rewards)), np.nan, np.float32)
-        for index, reward in enumerate(self.rewards):
-            if reward.function is not None and there:
-                table[there, index] = _numbers(self._here(reward, there))
-            elif reward.pool is not None:
-                self._submit_what_has_gaps(index, there)
-        self._wait()
+        answers = _everyones(lambda: self._answers(there))
         failed = {r.name: np.zeros(count, bool) for r in self.rewards if r.pool is not None}
         failures = []
         busy_s = 0.0
-        for index, rows, outcome in self._outcomes():
+        for index, rows, outcome in answers:
             reward = self.rewards[index]
             busy_s += outcome.seconds
             if outcome.kind:
@@ -176,7 +179,8 @@ class Scoring:
             else:
                 table[list(rows), index] = _numbers(outcome.values)
         pools = [reward.pool for reward in self.rewards if reward.pool is not None]
-        workers = pools[0].num_workers if pools else 0
+        workers = pools[0].num_workers * self._processes if pools else 0
+        calls = sum(self.rewards[index].pool is not None for index, _, _ in answers)
         asked = np.zeros(count, bool)
         asked[there] = True
         return Values(
@@ -184,13 +188,32 @@ class Scoring:
             asked=asked,
             failed=failed,
             failures=tuple(failures),
-            calls=len(self._pending),
-            calls_per_s=len(self._pending) * workers / max(busy_s, 1e-9),
+            calls=calls,
+            calls_per_s=calls * workers / max(busy_s, 1e-9),
         )
+
+    def _answers(self, there: Sequence[int]) -> list[_Answer]:
+        """What the functions say of the groups of this process, by reward, then by completion."""
+        found = list[_Answer]()
+        ours = tuple(row for row in there if self._is_ours(row))
+        for index, reward in enumerate(self.rewards):
+            if reward.function is not None and ours:
+                found.append((index, ours, Outcome(values=self._here(reward, ours))))
+            elif reward.pool is not None:
+                self._submit_what_has_gaps(index, there)
+        self._wait()
+        for index, rows in sorted(self._pending):
+            found.append((index, rows, self._pending[index, rows].result()))
+        return found
+
+    def _is_ours(self, row: int) -> bool:
+        return row // self.group_size % self._processes == self._process
 
     def _submit(self, index: int, rows: tuple[int, ...]) -> None:
         reward = self.rewards[index]
         assert reward.pool is not None
+        if not self._is_ours(rows[0]):
+            return
         if previous := self._pending.get((index, rows)):
             previous.cancel()
         self._pending[index, rows] = reward.pool.submit(self._call(reward, rows))
@@ -227,10 +250,6 @@ class Scoring:
                 names = {self.rewards[i].name for i, _ in self._pending}
                 _LOG.warning("waiting for %d calls of %s", len(pending), ", ".join(sorted(names)))
 
-    def _outcomes(self) -> Iterator[tuple[int, tuple[int, ...], Outcome]]:
-        for index, rows in sorted(self._pending):
-            yield index, rows, self._pending[index, rows].result()
-
     def _rows_with(self, reward: Reward, row: int) -> range:
         """The places whose completions are scored in one call with this one."""
         if reward.spec.per == "completion":
@@ -266,6 +285,36 @@ class Scoring:
             completion=self._texts[rows[0]] or "",
             columns={name: value for name, value in columns.items() if name not in own},
         )
+
+
+def _everyones(answers: Callable[[], list[_Answer]]) -> list[_Answer]:
+    """What all processes say, in the order in which one alone would.
+
+    Raises:
+      ValueError, RewardError: what is raised in this process, or in another one, named.
+    """
+    if hosts.count() == 1:
+        return answers()
+    said: dict[str, Any] = {}
+    problem = None
+    try:
+        said["answers"] = [(i, rows, dataclasses.asdict(o)) for i, rows, o in answers()]
+    except (ValueError, RewardError) as error:
+        problem, said["problem"] = error, str(error)
+    everyones = [json.loads(text) for text in hosts.exchange(json.dumps(said))]
+    if problem is not None:
+        raise problem
+    for process, others in enumerate(everyones):
+        if "problem" in others:
+            raise RewardError(f"process {process}: {others['problem']}")
+    return sorted(
+        (
+            (index, tuple(rows), Outcome(**outcome))
+            for others in everyones
+            for index, rows, outcome in others["answers"]
+        ),
+        key=lambda answer: answer[:2],
+    )
 
 
 def _numbers(values: Sequence[float | None]) -> list[float]:

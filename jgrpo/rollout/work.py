@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from jgrpo.buckets import bucket
 from jgrpo.keys import sequence_keys
+from jgrpo.parallel import hosts
 from jgrpo.parallel.rules import data_sharding, data_size
 from jgrpo.rollout import decode
 from jgrpo.rollout.meter import Meter
@@ -78,7 +79,7 @@ class Work:
         slots: int,
         ends: Ends,
         mesh: Mesh,
-        place: Callable[[PyTree, Sharding], PyTree] = jax.device_put,
+        place: Callable[[PyTree, Sharding], PyTree] = hosts.place,
         wanted: Int[ndarray, " P"] | None = None,
         first: Int[ndarray, " P"] | None = None,
         limits: Int[ndarray, " P"] | None = None,
@@ -239,7 +240,7 @@ class Work:
         self.row_of_lane, self.until = self.row_of_lane[device, lane], self.until[device, lane]
         self.first = self.until  # nothing is left to begin
         self.slots = slots
-        return jax.device_put((lane, slot, goes_on), data_sharding(self.mesh))
+        return hosts.place((lane, slot, goes_on), data_sharding(self.mesh))
 
     def all_lanes(self) -> tuple[Any, ...]:
         """What all lanes have been given at first, as the device wants it."""
