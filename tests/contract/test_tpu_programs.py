@@ -185,7 +185,7 @@ def test_sampler_compiles_with_splash_for_prompts_alone(devices, count, fsdp, te
 
 
 def test_paged_kernel_compiles_and_takes_the_memory_of_the_cascade(monkeypatch):
-    """The shape of docs/performance.md: 4 * 1,024 + 64 * 512 tokens of 8 heads, 4 kB each."""
+    """The shape of docs/paged.md: 4 * 1,024 + 64 * 512 tokens of 8 heads, 4 kB each."""
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     paged = importlib.import_module("paged")
     shape = {"prompts": 4, "group": 16, "prompt_len": 1024, "heads": 16, "kv_heads": 8}
