@@ -56,7 +56,7 @@ def test_every_arm_has_the_same_budget_and_rate(reproduce, claims, tmp_path):
         rounds = 2 if arm == "igrpo" else 1  # as many drafts as completions that train
         assert cfg.data.num_prompts_per_step * cfg.rollout.group_size * rounds == 128
         assert (cfg.optim.minibatches, cfg.optim.epochs_per_step) == (2, 1)
-        assert (cfg.run.steps, cfg.run.seed, cfg.optim.lr) == (40, 3, 3e-4)
+        assert (cfg.run.steps, cfg.run.seed, cfg.optim.lr) == (30, 3, 3e-4)
         assert (cfg.method.penalty, cfg.method.kl_coef) == ("none", 0)
         assert not cfg.plan.roles or cfg.optim.role_lr == cfg.optim.lr
 
