@@ -136,7 +136,7 @@ def test_parts_of_the_experts_add_up(count):
 @pytest.mark.parametrize("rows", [STREAM, STREAM[:3, :1, :1]], ids=["split", "whole"])
 @pytest.mark.parametrize(("fsdp", "expert"), [(1, 8), (2, 2), (1, 2)])
 def test_experts_split_over_devices_say_the_same(fsdp, expert, rows):
-    """Forward and gradients; 3 rows, which 8 devices do not divide, stay whole."""
+    """Forward and gradients (of up to 2.5); 3 rows, which 8 devices do not divide, stay whole."""
     where = mesh(8, fsdp, expert)
     names = WEIGHTS._fields
     axes = {name: logical_axes(ARCH)["layers"][f"experts_{name}"][1:] for name in names}
@@ -152,7 +152,7 @@ def test_experts_split_over_devices_say_the_same(fsdp, expert, rows):
     one = jax.value_and_grad(partial(loss, where=None), (0, 1, 2))
     found, expected = many(ROUTER, placed, rows), one(ROUTER, WEIGHTS, rows)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-4)
+        np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("layers", ["stacked", "unstacked"])
