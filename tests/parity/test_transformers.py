@@ -179,7 +179,7 @@ def test_smollm2_from_gguf_equals_transformers_reading_it(smollm2, tmp_path):
     ours_off, theirs_off = (np.abs(x - exact)[0].max(-1) for x in (found, rounded))
     print(f"SmolLM2, first token: {ours_off[0]:.1e} from float64, transformers {theirs_off[0]:.1e}")
     print(f"others: {ours_off[1:].max():.1e} from float64, transformers {theirs_off[1:].max():.1e}")
-    assert ours_off[1:].max() <= max(TOLERANCE, 2 * theirs_off[1:].max())
+    assert ours_off[1:].max() <= max(TOLERANCE, 3 * theirs_off[1:].max())
     assert ours_off[0] <= max(3 * TOLERANCE, 2 * theirs_off[0])
 
 
