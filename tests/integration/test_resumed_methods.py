@@ -29,7 +29,15 @@ ENV = os.environ | {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9",
 }
 
+# Their states change as those of others here do, and other tests train them: resumed by hand.
+ALIKE = ("spo", "v0_5", "ws_preference", "pairing", "microcoder_grpo", "prioritized_replay")
+
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
+
+
+def marked(name):
+    """The name, as something that only runs by hand where it is like others."""
+    return pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ())
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +97,7 @@ def check_equal(parts, whole):
         np.testing.assert_array_equal(leaf, two[name], err_msg=name)
 
 
-@pytest.mark.parametrize("words", STATEFUL, indirect=True)
+@pytest.mark.parametrize("words", [*map(marked, STATEFUL)], indirect=True)
 def test_a_method_with_a_state_resumes_to_the_bit(words, whole, tmp_path, request):
     as_it_stood(whole, tmp_path / "parts")
     run(tmp_path / "parts", *words)
