@@ -147,9 +147,9 @@ class Stopping:
             if number is None:
                 return
             name = signal.Signals(number).name
-            _tell(f"{name}: saving, then stopping; a second signal stops at once\n")
+            tell(f"{name}: saving, then stopping; a second signal stops at once\n")
             number = self._await_the_end(wakeups) or number
-            _tell(f"{name}: ending without a save; the newest checkpoint is intact\n")
+            tell(f"{name}: ending without a save; the newest checkpoint is intact\n")
         except (OSError, ValueError):  # The socket was closed: the run has ended by itself.
             return
         os._exit(128 + number)
@@ -196,7 +196,7 @@ def _next_signal(wakeups: socket.socket, timeout_s: float | None) -> int | None:
             return data[0]
 
 
-def _tell(text: str) -> None:
-    """Writes to stderr past all buffers, from a thread beside a process that may hang."""
+def tell(text: str) -> None:
+    """Writes to stderr past all buffers, from a thread beside a main thread that may hang."""
     with contextlib.suppress(OSError, ValueError):
         os.write(sys.stderr.fileno(), text.encode())

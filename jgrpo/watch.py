@@ -22,7 +22,7 @@ import jax
 from jax._src import distributed  # the public module does not hand out its client
 
 from jgrpo.parallel.hosts import several
-from jgrpo.stopping import EXIT_CODES, Stopped
+from jgrpo.stopping import EXIT_CODES, Stopped, tell
 
 MISSING, HANGS = 75, 70
 """Exit codes: another process is missing, and the same command on all continues (`EX_TEMPFAIL`);
@@ -79,7 +79,7 @@ class Watch:
     ) -> None:
         if several() and isinstance(error, jax.errors.JaxRuntimeError):
             # Most likely another process was lost in an exchange: the watch finds out which.
-            _say(f"{self._name}: {str(error).splitlines()[0]}\n")
+            tell(f"{self._name}: {str(error).splitlines()[0]}\n")
             self._over.wait(self._host_timeout_s + 3 * _BEAT_S)
         self._over.set()
         if not several():
@@ -152,7 +152,7 @@ class Watch:
         return ""
 
     def _end(self, reason: str, code: int) -> None:
-        _say(f"{self._name}: {reason}\n")
+        tell(f"{self._name}: {reason}\n")
         _exit(code)
 
 
@@ -174,9 +174,3 @@ def _exit(code: int) -> None:
     if several() and jax.process_index() == 0:
         time.sleep(2 * _BEAT_S)  # they lose the service with this process
     os._exit(code)
-
-
-def _say(text: str) -> None:
-    """Writes to stderr past all buffers, beside a main thread that may hang."""
-    with contextlib.suppress(OSError, ValueError):
-        os.write(sys.stderr.fileno(), text.encode())

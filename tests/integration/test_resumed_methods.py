@@ -18,10 +18,6 @@ from jgrpo.checkpoint import finished_steps
 
 FROZEN = ("ws_grpo",)  # its preference model is read and not trained
 KEPT = ("strategy.", "aux.", "ref_params.")
-# One to two minutes each: whatever a process compiles in less than .3 s it compiles anew.
-BY_HAND = [
-    pytest.param(name, marks=pytest.mark.slow) for name in ("arise", "hill", "m_grpo", "ws_grpo")
-]
 STEPS = 3
 ENV = os.environ | {
     "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),
@@ -29,15 +25,20 @@ ENV = os.environ | {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9",
 }
 
-# Their states change as those of others here do, and other tests train them: resumed by hand.
-ALIKE = ("spo", "v0_5", "ws_preference", "pairing", "microcoder_grpo", "prioritized_replay")
+# What only runs by hand (`-m slow`). These states change as others here do, and other tests train
+# these methods; a kill takes one to two minutes, since a process compiles anew what is quick.
+RESUMED_BY_HAND = (
+    *("spo", "v0_5", "ws_preference", "pairing"),
+    *("microcoder_grpo", "prioritized_replay"),
+)
+KILLED_BY_HAND = ("arise", "hill", "m_grpo", "ws_grpo")
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 
 
-def marked(name):
-    """The name, as something that only runs by hand where it is like others."""
-    return pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ())
+def methods(names, by_hand):
+    """Parameters of a test, some of which only run by hand."""
+    return [pytest.param(n, marks=pytest.mark.slow if n in by_hand else ()) for n in names]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +98,7 @@ def check_equal(parts, whole):
         np.testing.assert_array_equal(leaf, two[name], err_msg=name)
 
 
-@pytest.mark.parametrize("words", [*map(marked, STATEFUL)], indirect=True)
+@pytest.mark.parametrize("words", methods(STATEFUL, RESUMED_BY_HAND), indirect=True)
 def test_a_method_with_a_state_resumes_to_the_bit(words, whole, tmp_path, request):
     as_it_stood(whole, tmp_path / "parts")
     run(tmp_path / "parts", *words)
@@ -114,7 +115,7 @@ def test_a_method_with_a_state_resumes_to_the_bit(words, whole, tmp_path, reques
     assert is_frozen or any(name.startswith(KEPT) for name in moved), "nobody would miss the state"
 
 
-@pytest.mark.parametrize("words", ["masa", *BY_HAND], indirect=True)
+@pytest.mark.parametrize("words", methods(["masa", *KILLED_BY_HAND], KILLED_BY_HAND), indirect=True)
 def test_a_killed_process_of_a_method_with_a_state_goes_on(words, whole, tmp_path):
     kill(tmp_path, words, delay_s=0.5 * random.Random().random())
     assert finished_steps(tmp_path)[-1] < STEPS
