@@ -6,6 +6,7 @@ Nothing here reads a file.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Annotated, Literal, TypeAlias
 
@@ -352,7 +353,7 @@ class Config:
         """Completions sampled of a prompt, on average: one more if the method drops its pivot."""
         return self.rollout.group_size + ("pivot" in needs(self.method))
 
-    @property
+    @functools.cached_property
     def plan(self) -> Plan:
         """What a step asks of its prompts."""
         return plan(self.method, self.group_drawn, self.data.num_prompts_per_step)

@@ -4,6 +4,7 @@ Environment variables where possible, so that programs started by a test inherit
 them when it is imported, hence the order of the lines here.
 """
 
+import gc
 import getpass
 import importlib.util
 import itertools
@@ -31,7 +32,9 @@ os.environ.update(
     JAX_PLATFORMS="cpu",
     JAX_COMPILATION_CACHE_DIR=str(_CACHE),
     JAX_COMPILATION_CACHE_MAX_SIZE=str(2 * 1024**3),
-    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.3",
+    # Every new entry reads the time stamps of all others, so what is quick is compiled again.
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.6",
+    JAX_TRACEBACK_IN_LOCATIONS_LIMIT="0",  # nobody reads where in our source an operation comes from
     HF_HUB_OFFLINE="1",
     TOKENIZERS_PARALLELISM="false",
 )
@@ -63,6 +66,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("parity"):
                 item.add_marker(skip)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now lives as long as the process: the collector need not visit it."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.hookimpl(optionalhook=True)

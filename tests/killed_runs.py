@@ -141,7 +141,8 @@ def _start(folder: Path, cache: Path, phase: object, *, fills_cache: bool):
 
 
 def _train(folder: Path, cache: Path, phase: object, fills_cache: bool) -> None:
-    os.environ.pop("XLA_FLAGS", None)  # one device
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = flags.replace("device_count=8", "device_count=1")
     import jax
 
     jax.config.update("jax_compilation_cache_dir", str(cache))

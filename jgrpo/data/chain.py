@@ -84,6 +84,7 @@ class Chain(NamedTuple):
     steps: tuple[Step, ...]
 
 
+@cache
 def family(options: Options) -> Family[Chain]:
     """Returns the problems that the options allow."""
 

@@ -6,6 +6,7 @@ solves a problem is decided by the reward `countdown` (`rewards/countdown.py`), 
 
 import dataclasses
 from collections.abc import Iterator
+from functools import cache
 from typing import Annotated, Literal, NamedTuple
 
 from annotated_types import Ge, Le
@@ -55,6 +56,7 @@ class Countdown(NamedTuple):
     expression: str
 
 
+@cache
 def family(options: Options) -> Family[Countdown]:
     """Returns the problems that the options allow."""
 

@@ -9,6 +9,7 @@ The problems themselves are made elsewhere (`chain.py`, `arithmetic.py`, `countd
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from jgrpo.types import Example
@@ -116,6 +117,7 @@ class Generated(Generic[Problem]):
         raise ValueError(_nothing(self.family.name, "training"))
 
 
+@cache  # a process may load a task many times: a sweep, several runs
 def heldout(family: Family[Problem]) -> tuple[Example, ...]:
     """Draws the held-out problems of a family: all different, at most `HELDOUT_SIZE`.
 

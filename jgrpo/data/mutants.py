@@ -9,6 +9,7 @@ so with `data.shuffle: false` a step asks whole trees.
 
 import dataclasses
 from collections.abc import Iterator
+from functools import cache
 from typing import Annotated, NamedTuple
 
 from annotated_types import Ge, Le
@@ -78,6 +79,7 @@ class Trees:
         return _tree(self.options, golden, draws)[node]
 
 
+@cache
 def heldout(options: Options) -> tuple[Example, ...]:
     """Trees of designs that are in no training tree, at most `HELDOUT_SIZE` nodes."""
     draws, found = stream("mutants/heldout"), dict[str, Example]()

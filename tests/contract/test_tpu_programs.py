@@ -15,6 +15,7 @@ import numpy as np
 import optax
 import pytest
 from ahead_of_time import Shapes, lower, shapes_of
+from by_hand import by_hand
 from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -130,7 +131,7 @@ def update_text(mesh, **options):
 
 @pytest.mark.parametrize(
     ("count", "fsdp", "tensor", "head"),
-    [(1, 1, 1, 64), (4, 2, 1, 128), (4, 2, 2, 128), (4, 1, 2, 128)],
+    [(1, 1, 1, 64), by_hand(4, 2, 1, 128), (4, 2, 2, 128), by_hand(4, 1, 2, 128)],
 )
 def test_update_compiles_with_splash_forward_and_backward(devices, count, fsdp, tensor, head):
     text = update_text(mesh_of(devices, fsdp, count, tensor), kernel="splash", head=head)
@@ -139,6 +140,7 @@ def test_update_compiles_with_splash_forward_and_backward(devices, count, fsdp, 
         assert f"splash_mha_{phase}" in text, phase
 
 
+@pytest.mark.slow
 def test_update_without_splash_has_no_kernel(devices):
     assert KERNEL not in update_text(mesh_of(devices), kernel="xla", head=128)
 
@@ -172,8 +174,14 @@ def rollout_programs(mesh, *, kv="model", **options):
     return first, lower(advance, weights, state)[0].compile(), rings
 
 
-@pytest.mark.parametrize(("count", "fsdp", "tensor"), [(1, 1, 1), (4, 1, 1), (4, 2, 2)])
-@pytest.mark.parametrize("kv", ["model", "int8"])
+@pytest.mark.parametrize(
+    ("count", "fsdp", "tensor", "kv"),
+    [
+        *((1, 1, 1, "int8"), (4, 2, 2, "model")),
+        *(by_hand(1, 1, 1, "model"), by_hand(4, 1, 1, "model")),
+        *(by_hand(4, 1, 1, "int8"), by_hand(4, 2, 2, "int8")),
+    ],
+)
 def test_sampler_compiles_with_splash_for_prompts_alone(devices, count, fsdp, tensor, kv):
     mesh = mesh_of(devices, fsdp, count, tensor)
     start, advance, rings = rollout_programs(mesh, kernel="splash", head=128, kv=kv)

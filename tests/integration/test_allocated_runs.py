@@ -5,6 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from by_hand import by_hand
 from quickstart_runs import ROUNDING, SMALL, leaves, metrics, run, samples
 from stateful_methods import QUICKSTART, few_prompts
 
@@ -45,7 +46,7 @@ def check(folder, method):
 
 
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
-@pytest.mark.parametrize("method", ["knapsack", "v0_5"])
+@pytest.mark.parametrize("method", ["knapsack", by_hand("v0_5")])
 def test_budget_is_kept(tmp_path, few_prompts, method):
     words = [*few_prompts, f"method={method}", "method.prior_noise=0.25"]
     run(tmp_path, "run.steps=3", *words)

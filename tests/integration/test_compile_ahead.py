@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from by_hand import by_hand
 from quickstart_runs import ROOT, SMALL
 
 GROUPS = "int32[8,4]"  # the slots of training; evaluation has int32[16,1]
@@ -37,7 +38,7 @@ def test_nothing_of_a_step_is_compiled_after_the_warm_up(tmp_path: Path):
     assert max(steps) < evaluation
 
 
-@pytest.mark.parametrize("method", ["grpo", "{name: grpo, top_entropy_quantile: 0.2}"])
+@pytest.mark.parametrize("method", ["grpo", by_hand("{name: grpo, top_entropy_quantile: 0.2}")])
 def test_a_run_compiles_once_a_bucket(tmp_path: Path, method: str):
     """Completions of all lengths, rings that grow, slots that refill, packed updates."""
     settings = ["rollout.slots=8", "rollout.chunk_tokens=4", "rollout.temperature=1.3"]

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from by_hand import by_hand
 from quickstart_runs import ROOT, ROUNDING, metrics, run
 
 from jgrpo.config_io import ConfigError
@@ -44,7 +45,7 @@ def words(folder, *more):
 @pytest.mark.parametrize(
     "more",
     [
-        ("method=gspo", "model.router_z_coef=1e-3"),
+        by_hand(("method=gspo", "model.router_z_coef=1e-3")),
         (
             "model.routing_replay=r2",
             "model.router_aux_coef=1e-2",

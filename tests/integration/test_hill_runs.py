@@ -112,6 +112,7 @@ def test_a_hinter_is_split_over_the_devices_as_the_policy_is():
     assert not all(x.is_fully_replicated for x in jax.tree.leaves(hinter.params))
 
 
+@pytest.mark.slow
 def test_rounded_log_probs_are_replaced_by_the_hinters_own(tmp_path):
     run(tmp_path, *HILL, "run.steps=1", "model.dtype=bfloat16")
     (row,) = metrics(tmp_path)

@@ -6,6 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from by_hand import by_hand
 from quickstart_runs import ROOT, ROUNDING, SMALL, leaves, metrics, run
 
 from jgrpo import config_io
@@ -80,7 +81,7 @@ def test_a_run_in_two_parts_is_the_run_in_one(whole, tmp_path):
         np.testing.assert_array_equal(leaf, expected[name], err_msg=name)
 
 
-@pytest.mark.parametrize("bits", ["int8", "nf4"])
+@pytest.mark.parametrize("bits", [by_hand("int8"), "nf4"])
 def test_quantised_runs_sample_with_the_matrices_that_they_train_beside(tmp_path, bits):
     run(tmp_path / "run", *LORA, *FEW, f"model.lora.quantize={bits}", "run.steps=2")
     for row in metrics(tmp_path / "run"):

@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+from by_hand import by_hand
 from quickstart_runs import ROOT, SMALL, leaves, metrics, run, samples
 from stateful_methods import STATEFUL, settings
 
@@ -25,20 +26,13 @@ ENV = os.environ | {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9",
 }
 
-# What only runs by hand (`-m slow`). These states change as others here do, and other tests train
-# these methods; a kill takes one to two minutes, since a process compiles anew what is quick.
-RESUMED_BY_HAND = (
-    *("spo", "v0_5", "ws_preference", "pairing"),
-    *("microcoder_grpo", "prioritized_replay"),
-)
-KILLED_BY_HAND = ("arise", "hill", "m_grpo", "ws_grpo")
+# What runs in the suite: a state of each kind (a critic, a value model, multipliers, guidance, a
+# second role, a moving reference). The others, and the kills, run by hand: a kill takes one to two
+# minutes, since a process compiles anew what is quick.
+RESUMED = ("ppo_clip", "v0", "fgrpo", "g2rpo_a", "hill", "grpo_care")
+KILLED = ("masa", "arise", "hill", "m_grpo", "ws_grpo")
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
-
-
-def methods(names, by_hand):
-    """Parameters of a test, some of which only run by hand."""
-    return [pytest.param(n, marks=pytest.mark.slow if n in by_hand else ()) for n in names]
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +92,9 @@ def check_equal(parts, whole):
         np.testing.assert_array_equal(leaf, two[name], err_msg=name)
 
 
-@pytest.mark.parametrize("words", methods(STATEFUL, RESUMED_BY_HAND), indirect=True)
+@pytest.mark.parametrize(
+    "words", [m if m in RESUMED else by_hand(m) for m in STATEFUL], indirect=True
+)
 def test_a_method_with_a_state_resumes_to_the_bit(words, whole, tmp_path, request):
     as_it_stood(whole, tmp_path / "parts")
     run(tmp_path / "parts", *words)
@@ -115,7 +111,8 @@ def test_a_method_with_a_state_resumes_to_the_bit(words, whole, tmp_path, reques
     assert is_frozen or any(name.startswith(KEPT) for name in moved), "nobody would miss the state"
 
 
-@pytest.mark.parametrize("words", methods(["masa", *KILLED_BY_HAND], KILLED_BY_HAND), indirect=True)
+@pytest.mark.slow
+@pytest.mark.parametrize("words", KILLED, indirect=True)
 def test_a_killed_process_of_a_method_with_a_state_goes_on(words, whole, tmp_path):
     kill(tmp_path, words, delay_s=0.5 * random.Random().random())
     assert finished_steps(tmp_path)[-1] < STEPS

@@ -255,11 +255,12 @@ def test_dynamic_sampling_ends_when_no_group_is_mixed(tmp_path):
 
 def test_one_device_and_eight_give_the_same_tokens_and_losses(tmp_path):
     # conftest gives this process eight devices; a child with one is the other side.
-    run(tmp_path / "eight", "run.steps=5")
+    run(tmp_path / "eight", "run.steps=3")
     config = str(ROOT / "configs" / "quickstart.yaml")
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    environment = os.environ | {"XLA_FLAGS": flags}
     subprocess.run(
-        [sys.executable, "train.py", config, *SMALL, f"run.dir={tmp_path / 'one'}", "run.steps=5"],
+        [sys.executable, "train.py", config, *SMALL, f"run.dir={tmp_path / 'one'}", "run.steps=3"],
         cwd=ROOT,
         env=environment,
         check=True,

@@ -5,6 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from by_hand import by_hand
 from lora_models import SCALE, adapted_learner, adapters, frozen
 from small_models import learner, model, off_policy_batch
 
@@ -90,7 +91,13 @@ def test_a_step_is_the_same_however_it_is_computed(settings):
     assert_close(stepped(**settings), stepped())
 
 
-@pytest.mark.parametrize("bits", ["none", "int8", "nf4"])
-@pytest.mark.parametrize(("devices", "fsdp"), [(8, 1), (8, 4), (8, 8)])
-def test_a_step_is_the_same_on_every_mesh(devices, fsdp, bits):
-    assert_close(stepped(bits, devices=devices, fsdp=fsdp), stepped(bits))
+@pytest.mark.parametrize(
+    ("fsdp", "bits"),
+    [
+        *((1, "none"), (4, "int8"), (8, "nf4")),
+        *(by_hand(f, b) for f, b in ((1, "int8"), (1, "nf4"), (4, "none"), (4, "nf4"))),
+        *(by_hand(8, "none"), by_hand(8, "int8")),
+    ],
+)
+def test_a_step_is_the_same_on_every_mesh(fsdp, bits):
+    assert_close(stepped(bits, devices=8, fsdp=fsdp), stepped(bits))

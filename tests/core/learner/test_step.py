@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from by_hand import by_hand
 from small_models import (
     CONFIGS,
     VOCAB,
@@ -134,8 +135,8 @@ def losses_on_one_device():
 @pytest.mark.parametrize(
     ("fsdp", "tensor", "size"),
     [
-        *((1, 1, 0), (2, 1, 0), (8, 1, 0), (1, 1, 2), (2, 1, 4), (8, 1, 1)),
-        *((1, 2, 0), (2, 2, 0), (2, 2, 4), (4, 2, 0), (2, 4, 0), (1, 8, 4)),
+        *((1, 1, 2), (2, 1, 4), (8, 1, 1), (1, 2, 0), (2, 2, 4), (4, 2, 0), (2, 4, 0), (1, 8, 4)),
+        *(by_hand(1, 1, 0), by_hand(2, 1, 0), by_hand(8, 1, 0), by_hand(2, 2, 0)),
     ],
     ids=lambda x: str(x),
 )

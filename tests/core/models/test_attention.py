@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from by_hand import by_hand
 from small_models import VOCAB, learner, mesh, model, off_policy_batch, prompts
 
 from jgrpo.learner.forward import completion_hidden
@@ -137,7 +138,8 @@ def test_model_with_splash_is_the_model(family, remat):
 
 
 @pytest.mark.parametrize(
-    ("devices", "fsdp", "tensor"), [(2, 2, 1), (4, 2, 1), (2, 1, 2), (8, 2, 2), (4, 1, 4)]
+    ("devices", "fsdp", "tensor"),
+    [(4, 2, 1), (8, 2, 2), by_hand(2, 2, 1), by_hand(2, 1, 2), by_hand(4, 1, 4)],
 )
 def test_learner_maps_splash_over_the_devices(devices, fsdp, tensor):
     """XLA cannot split the kernel: inside the map over replicas, and without one; two key heads."""

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from by_hand import by_hand
 from small_models import CONFIGS, VOCAB, learner, mesh, model, prompts, sampler, take, tokenizer
 
 from jgrpo.keys import named_key, root_key
@@ -128,11 +129,11 @@ def test_a_mesh_that_splits_the_weights_draws_what_one_device_draws(
 @pytest.mark.parametrize(
     ("slots", "devices", "group_size", "stop"),
     [
-        (1, 1, 3, ()),
+        by_hand(1, 1, 3, ()),
         (4, 1, 3, ("a", "e")),
-        (7, 1, 4, ()),
-        (2, 1, 8, ("a", "e")),
-        (8, 8, 4, ()),
+        by_hand(7, 1, 4, ()),
+        by_hand(2, 1, 8, ("a", "e")),
+        by_hand(8, 8, 4, ()),
         (8, 8, 4, ("a", "e")),
     ],
 )
@@ -147,7 +148,7 @@ def test_few_slots_draw_what_many_draw(generate, slots, devices, group_size, sto
     assert meter.drawn == many.mask.sum()
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("family", [by_hand("qwen2"), "qwen3"])
 def test_unrolled_layers_draw_what_scanned_layers_draw(generate, family):
     """With rings that go round and change width, lanes that are taken anew, and on devices."""
     options = {"family": family, "max_tokens": 40, "eos": (1,), "chunk": 7}
@@ -175,7 +176,7 @@ def test_prompts_taken_by_some_devices_leave_the_lanes_of_the_others_alone(gener
 
 @pytest.mark.parametrize(
     ("devices", "slots", "unstack", "stop"),
-    [(1, 0, True, ()), (1, 16, False, ("a", "e")), (2, 0, False, ())],
+    [by_hand(1, 0, True, ()), (1, 16, False, ("a", "e")), (2, 0, False, ())],
 )
 def test_the_longest_completions_go_on_in_fewer_slots(generate, devices, slots, unstack, stop):
     """Of 32 completions six have more than 24 tokens; the longest may have 48."""
@@ -219,7 +220,7 @@ def test_noise_differs_between_steps_members_and_uids(generate):
     assert same_uid[:G] == same_uid[G:]
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
+@pytest.mark.parametrize("temperature", [by_hand(1.0), 0.7, by_hand(0.0)])
 @pytest.mark.parametrize("family", CONFIGS)
 def test_behavior_logp_is_the_learners_logp_of_the_same_tokens(generate, family, temperature):
     rollouts = generate(prompts(4), family=family, temperature=temperature, chunk=3)
