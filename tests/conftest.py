@@ -34,7 +34,7 @@ os.environ.update(
     JAX_COMPILATION_CACHE_MAX_SIZE=str(2 * 1024**3),
     # Every new entry reads the time stamps of all others, so what is quick is compiled again.
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.6",
-    JAX_TRACEBACK_IN_LOCATIONS_LIMIT="0",  # nobody reads where in our source an operation comes from
+    JAX_TRACEBACK_IN_LOCATIONS_LIMIT="0",  # nobody reads source lines here
     HF_HUB_OFFLINE="1",
     TOKENIZERS_PARALLELISM="false",
 )

@@ -37,9 +37,9 @@ def frozen(family="llama", bits="none", matrices=MATRICES):
 def adapted_learner(bits="none", *, devices=1, fsdp=1, method=PLAIN, optimizer=None, **settings):
     """A learner of adapters, by default of plain gradient descent: its step is the gradient."""
     arch, graphdef, _ = model("llama")
-    base, where = frozen(bits=bits), mesh(devices, fsdp)
+    base, made, where = frozen(bits=bits), adapters(), mesh(devices, fsdp)
     places = param_shardings(where, logical_axes(arch), jax.eval_shape(lambda: base))
-    shapes = jax.eval_shape(adapters)
+    shapes = jax.eval_shape(lambda: made)
     return Learner(
         graphdef=graphdef,
         method=method,
