@@ -3,16 +3,16 @@
 A finished checkpoint is `<run_dir>/checkpoints/<step>/`, as orbax writes a flat mapping from leaf
 name (`params.layers.q`, `opt_state.1.count`) to array, plus `manifest.json`, written last: shape
 and dtype of each leaf, size and SHA-256 of each file, and a SHA-256 of itself. A folder without a
-manifest is one whose save did not finish; it is ignored. What goes into the state is not decided
-here, nor is the format of exported models.
+manifest is one whose save did not finish; it is ignored.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -64,10 +64,6 @@ class Checkpoints:
         """The steps with a finished checkpoint, ascending; not verified."""
         return finished_steps(self._run_dir)
 
-    def latest_step(self) -> int | None:
-        """The newest step with a finished checkpoint, not verified; None if there is none."""
-        return max(self.steps(), default=None)
-
     def save(self, state: TrainState, scores: Mapping[int, float] | None = None) -> None:
         """Saves the state under its step, in the background, after the save before has finished.
 
@@ -91,7 +87,8 @@ class Checkpoints:
             self._remove_unfinished()
             _remove(self._folder / str(step))
         leaves = _named_leaves(state)
-        self._orbax.save(self._folder / str(step), args=ocp.args.PyTreeSave(leaves))
+        with self._naming(step):
+            self._orbax.save(self._folder / str(step), args=ocp.args.PyTreeSave(leaves))
         shapes = {name: _describe(leaf) for name, leaf in leaves.items()}
         self._pending = _Save(lambda: self._finish(step, shapes, dict(scores or {})))
         self._pending.start()
@@ -100,7 +97,7 @@ class Checkpoints:
         """Returns when the save in progress has finished, its manifest included.
 
         Raises:
-          OSError: if that save failed or missed its deadline; the checkpoints before are intact.
+          OSError: if it failed or missed its deadline; the checkpoints before are intact.
         """
         if self._pending is None:
             return
@@ -132,18 +129,15 @@ class Checkpoints:
         """Loads the checkpoint of one step after verifying every byte of it.
 
         Args:
-          like: a train state, or another pytree with the same leaf names, whose leaves are
-            arrays or `jax.ShapeDtypeStruct`; each gives the shape, dtype and sharding of one
-            leaf. Content is not read.
+          like: a train state, or another pytree with the same leaf names, of arrays or
+            `jax.ShapeDtypeStruct`: shape, dtype and sharding of each leaf. Content is not read.
           step: one of `steps()`.
 
         Returns:
-          The saved state in the structure of `like`, bitwise; a leaf that is a numpy array in
-          `like` comes back as one.
+          The saved state in the structure of `like`, bitwise; numpy arrays where it has them.
 
         Raises:
-          ValueError: if a file is damaged, missing or foreign (named), or if the leaves differ
-            from those of `like` (named).
+          ValueError: if a file is damaged, missing or foreign, or the leaves differ (all named).
         """
         folder = self._folder / str(step)
         return self._load(like, step, hosts.from_first(lambda: verify(folder)))
@@ -174,15 +168,21 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(like), [loaded[name] for name in target])
 
     def _finish(self, step: int, leaves: Mapping[str, Any], scores: Mapping[int, float]) -> None:
-        try:
+        with self._naming(step):
             self._orbax.wait_until_finished()
-        except ValueError as error:  # so tensorstore reports a write that failed
-            raise OSError(f"{self._folder / str(step)}: was not saved: {error}") from error
         if jax.process_index() == 0:
             _write_manifest(self._folder / str(step), step, leaves)
             for other in set(self.steps()) - self._kept(step, scores):
                 _remove(self._folder / str(other))
         self._current = step
+
+    @contextlib.contextmanager
+    def _naming(self, step: int) -> Iterator[None]:
+        """Names what was not saved, of which the start of a save may hear, or its end."""
+        try:
+            yield
+        except ValueError as error:  # so tensorstore reports a write that failed
+            raise OSError(f"{self._folder / str(step)}: was not saved: {error}") from error
 
     def _kept(self, step: int, scores: Mapping[int, float]) -> set[int]:
         """The newest and the best; steps above the one just saved are damaged, passed-over ones."""
@@ -194,8 +194,8 @@ class Checkpoints:
     def _remove_unfinished(self) -> None:
         """Frees the space of saves that were killed; safe because no save is in progress."""
         for path in list(self._folder.iterdir()):
-            unfinished = _is_step(path.name) and not (path / _MANIFEST).is_file()
-            if unfinished or ".orbax-checkpoint-tmp" in path.name:
+            begun = ".orbax-checkpoint-tmp" in path.name
+            if begun or (_is_step(path.name) and not (path / _MANIFEST).is_file()):
                 _remove(path)
 
 
@@ -351,8 +351,8 @@ def _manifest_digest(manifest: Mapping[str, Any]) -> str:
 
 
 def _files(folder: Path) -> set[str]:
-    paths = (path for path in folder.rglob("*") if not path.is_dir())
-    return {path.relative_to(folder).as_posix() for path in paths} - {_MANIFEST}
+    paths = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir())
+    return {*paths} - {_MANIFEST}
 
 
 def _remove(folder: Path) -> None:
@@ -387,11 +387,12 @@ def _restore_argument(leaf: _Leaf) -> ocp.RestoreArgs:
 def _check_leaves(folder: Path, *, saved: Mapping[str, Any], target: Mapping[str, _Leaf]) -> None:
     wanted = {name: _describe(leaf) for name, leaf in target.items()}
     for name in sorted(set(saved) | set(wanted)):
-        if saved.get(name) != wanted.get(name):
+        was, needed = saved.get(name), wanted.get(name)
+        if was != needed:
             raise ValueError(
-                f"{folder}: leaf {name!r} is {_shown(saved.get(name))} in the checkpoint, but this "
-                f"run needs {_shown(wanted.get(name))}; the config, model or optimizer has "
-                "changed: restore the old setting, or start again with another run.dir"
+                f"{folder}: leaf {name!r} is {_shown(was)} in the checkpoint, but this run needs "
+                f"{_shown(needed)}; the config, model or optimizer has changed: restore the old "
+                "setting, or start again with another run.dir"
             )
 
 

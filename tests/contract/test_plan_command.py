@@ -91,6 +91,7 @@ def test_json_has_every_program_with_memory_exchanges_and_estimate():
     assert told["step"]["tokens_per_s"] > 0
 
 
+@pytest.mark.slow
 def test_memory_of_the_learner_is_what_xla_reports_of_the_program_that_runs(tmp_path):
     """On eight simulated devices; what runs is the update of a real step of the quickstart."""
     code, told = plan(QUICKSTART, "--topology", "cpu:8")

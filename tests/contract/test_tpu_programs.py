@@ -131,7 +131,7 @@ def update_text(mesh, **options):
 
 @pytest.mark.parametrize(
     ("count", "fsdp", "tensor", "head"),
-    [(1, 1, 1, 64), by_hand(4, 2, 1, 128), (4, 2, 2, 128), by_hand(4, 1, 2, 128)],
+    [by_hand(1, 1, 1, 64), by_hand(4, 2, 1, 128), (4, 2, 2, 128), by_hand(4, 1, 2, 128)],
 )
 def test_update_compiles_with_splash_forward_and_backward(devices, count, fsdp, tensor, head):
     text = update_text(mesh_of(devices, fsdp, count, tensor), kernel="splash", head=head)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from by_hand import by_hand
 from small_models import VOCAB, learner, model, prompts
 
 from jgrpo import algo
@@ -83,7 +84,9 @@ def test_constant_length_counts_the_completions_that_exist():
     assert not whole.weights[~whole.mask].any()
 
 
-@pytest.mark.parametrize(("devices", "fsdp", "size"), [(1, 1, 0), (1, 1, 2), (8, 1, 1), (8, 2, 2)])
+@pytest.mark.parametrize(
+    ("devices", "fsdp", "size"), [(1, 1, 2), (8, 2, 2), by_hand(1, 1, 0), by_hand(8, 1, 1)]
+)
 def test_update_is_that_of_the_groups_on_any_microbatches_and_devices(devices, fsdp, size):
     (expected, metrics), whole = updated(), batch()
     other = learner(method=METHOD, devices=devices, fsdp=fsdp, microbatch_completions=size)

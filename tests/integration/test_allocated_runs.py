@@ -5,7 +5,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from by_hand import by_hand
 from quickstart_runs import ROUNDING, SMALL, leaves, metrics, run, samples
 from stateful_methods import QUICKSTART, few_prompts
 
@@ -46,7 +45,7 @@ def check(folder, method):
 
 
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
-@pytest.mark.parametrize("method", ["knapsack", by_hand("v0_5")])
+@pytest.mark.parametrize("method", ["knapsack", "v0_5"])
 def test_budget_is_kept(tmp_path, few_prompts, method):
     words = [*few_prompts, f"method={method}", "method.prior_noise=0.25"]
     run(tmp_path, "run.steps=3", *words)
@@ -54,12 +53,14 @@ def test_budget_is_kept(tmp_path, few_prompts, method):
     assert leaves(tmp_path, 3)["strategy.tracker.seen"].all()
 
 
+@pytest.mark.slow
 def test_uncertain_prompts_are_asked_more_with_minibatches_and_microbatches(tmp_path, few_prompts):
     words = ["method=xrpo", "optim.minibatches=1", "optim.microbatch_completions=2"]
     run(tmp_path / "run", "run.steps=1", *few_prompts, *words)
     assert check(tmp_path / "run", "xrpo") > 1
 
 
+@pytest.mark.slow
 def test_first_step_of_a_tracker_is_that_of_equal_groups(tmp_path, few_prompts):
     """Nothing is known: everybody gets the same, with the same noise, and trains the same."""
     words = ["run.steps=1", *few_prompts]
@@ -97,6 +98,7 @@ def test_what_does_not_go_with_an_allocation_is_refused(words, key, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.slow
 def test_pivot_is_sampled_on_top_of_the_group(tmp_path):
     """G + 1 are drawn of each prompt, and G of them trained; G = 2, as in the paper's scripts."""
     run(tmp_path, "run.steps=1", "method=mc_grpo", "rollout.group_size=2")

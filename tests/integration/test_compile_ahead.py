@@ -29,6 +29,7 @@ def compiled(folder: Path, *more: str) -> list[str]:
     return re.findall(rf"Compiling (jit\((?:{ours})\) with .*)", done.stderr)
 
 
+@pytest.mark.slow
 def test_nothing_of_a_step_is_compiled_after_the_warm_up(tmp_path: Path):
     said = compiled(tmp_path, "run.steps=2", "run.compile_ahead=on", "optim.packing=false")
     evaluation = next(i for i, program in enumerate(said) if "int32[16,1]" in program)

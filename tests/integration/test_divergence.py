@@ -65,6 +65,7 @@ def test_rolling_back_goes_on_with_other_prompts(tmp_path: Path, capsys):
     assert sorted(set(asked)) == [*range(16), *range(24, 40)]
 
 
+@pytest.mark.slow
 def test_killed_after_a_roll_back_the_run_comes_to_the_same_end(tmp_path: Path):
     """The checkpoint that followed the divergence is lost, so it happens again."""
     alone = train(config(tmp_path / "alone", "divergence.then=roll_back"))

@@ -50,6 +50,7 @@ def test_candidates_are_taken_from_the_order_and_used_up(tmp_path, few_prompts):
     assert metrics(tmp_path)[1]["draw/asked_before_fraction"] == len({*first} & {*second}) / 8
 
 
+@pytest.mark.slow
 def test_single_stream_draws_by_its_tracker(tmp_path, few_prompts):
     words = [*few_prompts, "method=spo", "rollout.group_size=1", "method.draw_candidates=0"]
     run(tmp_path, "run.steps=4", *words)

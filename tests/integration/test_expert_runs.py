@@ -46,12 +46,14 @@ def words(folder, *more):
     "more",
     [
         by_hand(("method=gspo", "model.router_z_coef=1e-3")),
-        (
-            "model.routing_replay=r2",
-            "model.router_aux_coef=1e-2",
-            "optim.minibatches=2",
-            "data.num_prompts_per_step=16",
-            "mesh.expert=2",
+        by_hand(
+            (
+                "model.routing_replay=r2",
+                "model.router_aux_coef=1e-2",
+                "optim.minibatches=2",
+                "data.num_prompts_per_step=16",
+                "mesh.expert=2",
+            )
         ),
         ("method=gspo", "model.routing_replay=r3", "rollout.slots=16", "model.dtype=bfloat16"),
     ],

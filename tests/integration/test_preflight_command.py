@@ -6,6 +6,8 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 # Nothing here depends on how fast or how busy this machine is.
 LENIENT = ["--clock-s", "60", "--disk-gib", "0"]
@@ -41,6 +43,7 @@ def start_two(devices, *flags):
     ]
 
 
+@pytest.mark.slow
 def test_eight_devices_of_one_host_pass(tmp_path):
     code, out, err = end(start("--chips", "8", "--json", "--dir", str(tmp_path / "new"), devices=8))
     assert code == 0, out + err

@@ -157,6 +157,7 @@ def test_a_signal_that_wakes_another_thread_still_leaves_the_work():
     assert done.stdout == "left SIGTERM\n", done.stderr
 
 
+@pytest.mark.slow
 def test_grace_period_ends_a_run_that_does_not_stop_in_time(tmp_path: Path):
     process = start(tmp_path, "run.steps=100000", "run.grace_s=0.001")
     wait_for_steps(process, tmp_path, 1)

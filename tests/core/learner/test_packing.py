@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from by_hand import by_hand
 from small_models import CONFIGS, VOCAB, learner, model, prompts
 
 from jgrpo import algo
@@ -127,12 +128,12 @@ def test_remat_of_the_dots_does_not_change_a_packed_update():
     assert_is(step_of(packing=True, remat="dots"), naive_step("llama"))
 
 
-@pytest.mark.parametrize("size", [1, 2, 16])
+@pytest.mark.parametrize("size", [by_hand(1), 2, by_hand(16)])
 def test_microbatches_of_bins_add_up_to_the_whole(size):
     assert_is(step_of(packing=True, microbatch_completions=size), naive_step("llama"))
 
 
-@pytest.mark.parametrize(("fsdp", "size"), [(1, 0), (2, 0), (8, 0), (2, 2)])
+@pytest.mark.parametrize(("fsdp", "size"), [(8, 0), (2, 2), by_hand(1, 0), by_hand(2, 0)])
 def test_eight_devices_learn_from_bins_what_one_learns(fsdp, size):
     found = step_of(packing=True, devices=8, fsdp=fsdp, microbatch_completions=size)
     assert_is(found, naive_step("llama"))

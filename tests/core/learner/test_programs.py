@@ -50,6 +50,7 @@ def test_learner_takes_a_quarter_of_the_naive_memory_at_a_large_vocabulary():
     assert found["learner"] <= found["naive"] / 4
 
 
+@pytest.mark.slow
 def test_learner_takes_a_quarter_of_the_naive_memory_on_a_tpu():
     """Compiled for a v5e chip; in a process of its own, which may hold libtpu."""
     if "TPU_LIBRARY_PATH" not in os.environ:

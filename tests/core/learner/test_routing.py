@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from by_hand import by_hand
 from small_models import completed, learner, model, off_policy_batch, prompts, sampler, weighed
 
 from jgrpo.learner.batch import unweighted
@@ -85,7 +86,7 @@ def test_terms_are_means_over_the_trained_tokens_of_the_whole_batch():
     assert metrics["grad/norm"] != pytest.approx(plain["grad/norm"], rel=1e-3)
 
 
-@pytest.mark.parametrize("size", [1, 4, 8])
+@pytest.mark.parametrize("size", [by_hand(1), 4, by_hand(8)])
 def test_microbatches_of_any_size_give_the_update_of_the_whole(size):
     assert_close(stepped(batch_of(), router=BOTH, microbatch_completions=size), whole_step())
 
@@ -94,7 +95,7 @@ def test_microbatches_of_any_size_give_the_update_of_the_whole(size):
     ("settings", "router"),
     [
         ({"packing": True}, RouterLoss(z=0.02)),
-        ({"unstack": True}, BOTH),
+        by_hand({"unstack": True}, BOTH),
         ({"remat": "dots"}, BOTH),
     ],
     ids=["packing", "unstack", "remat"],
@@ -103,7 +104,9 @@ def test_other_programs_give_the_same_update(settings, router):
     assert_close(stepped(batch_of(), router=router, **settings), whole_step(router))
 
 
-@pytest.mark.parametrize(("fsdp", "expert", "size"), [(2, 1, 0), (1, 8, 0), (1, 4, 2), (2, 2, 4)])
+@pytest.mark.parametrize(
+    ("fsdp", "expert", "size"), [(1, 8, 0), (2, 2, 4), by_hand(2, 1, 0), by_hand(1, 4, 2)]
+)
 def test_eight_devices_learn_what_one_learns(fsdp, expert, size):
     settings = {"devices": 8, "fsdp": fsdp, "expert": expert, "microbatch_completions": size}
     assert_close(stepped(batch_of(), router=BOTH, **settings), whole_step(), atol=1e-5)
@@ -133,7 +136,9 @@ def other_routes():
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"microbatch_completions": 2}, {"devices": 8, "expert": 2}], ids=str
+    "settings",
+    [{}, by_hand({"microbatch_completions": 2}), {"devices": 8, "expert": 2}],
+    ids=str,
 )
 def test_given_routes_are_taken_whatever_the_routers_say(settings):
     """Other experts than its own: another policy, with gradients in the experts taken alone."""
@@ -161,7 +166,10 @@ def draw(root, *, count=P, slots=0, **settings):
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"slots": 6}, {"unstack": False, "slots": 6}, {"devices": 8, "expert": 4, "slots": 8}],
+    [
+        *({"slots": 6}, {"devices": 8, "expert": 4, "slots": 8}),
+        *(by_hand({}), by_hand({"unstack": False, "slots": 6})),
+    ],
     ids=str,
 )
 def test_sampler_notes_the_experts_that_the_learner_takes(root, settings):

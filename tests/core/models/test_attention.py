@@ -139,7 +139,7 @@ def test_model_with_splash_is_the_model(family, remat):
 
 @pytest.mark.parametrize(
     ("devices", "fsdp", "tensor"),
-    [(4, 2, 1), (8, 2, 2), by_hand(2, 2, 1), by_hand(2, 1, 2), by_hand(4, 1, 4)],
+    [(4, 2, 1), by_hand(8, 2, 2), by_hand(2, 2, 1), by_hand(2, 1, 2), by_hand(4, 1, 4)],
 )
 def test_learner_maps_splash_over_the_devices(devices, fsdp, tensor):
     """XLA cannot split the kernel: inside the map over replicas, and without one; two key heads."""

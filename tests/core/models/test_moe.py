@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from by_hand import by_hand
 from small_models import EXPERTS, completed, mesh, model, prompts
 
 from jgrpo.models import decoder, moe, stack
@@ -155,7 +156,7 @@ def test_experts_split_over_devices_say_the_same(fsdp, expert, rows):
         np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("layers", ["stacked", "unstacked"])
+@pytest.mark.parametrize("layers", ["stacked", by_hand("unstacked")])
 def test_decoding_token_by_token_takes_the_experts_of_one_pass(layers):
     _, graphdef, params = model("qwen3_moe")
     if layers == "unstacked":

@@ -84,7 +84,7 @@ def assert_same(a, b):
     )
 
 
-@pytest.mark.parametrize("chunk", [1, 3])
+@pytest.mark.parametrize("chunk", [by_hand(1), 3])
 def test_chunk_size_does_not_change_the_completions(generate, chunk):
     assert_same(generate(prompts(4), chunk=chunk), generate(prompts(4), chunk=16))
 
@@ -114,7 +114,8 @@ def test_eight_devices_draw_what_one_draws_also_with_padding_rows(generate, coun
 
 
 @pytest.mark.parametrize(
-    ("fsdp", "tensor", "unstack"), [(2, 1, False), (1, 2, False), (2, 4, False), (2, 2, True)]
+    ("fsdp", "tensor", "unstack"),
+    [(2, 4, False), (2, 2, True), by_hand(2, 1, False), by_hand(1, 2, False)],
 )
 def test_a_mesh_that_splits_the_weights_draws_what_one_device_draws(
     generate, fsdp, tensor, unstack
@@ -176,7 +177,7 @@ def test_prompts_taken_by_some_devices_leave_the_lanes_of_the_others_alone(gener
 
 @pytest.mark.parametrize(
     ("devices", "slots", "unstack", "stop"),
-    [by_hand(1, 0, True, ()), (1, 16, False, ("a", "e")), (2, 0, False, ())],
+    [by_hand(1, 0, True, ()), (1, 16, False, ("a", "e")), by_hand(2, 0, False, ())],
 )
 def test_the_longest_completions_go_on_in_fewer_slots(generate, devices, slots, unstack, stop):
     """Of 32 completions six have more than 24 tokens; the longest may have 48."""
@@ -256,7 +257,7 @@ def test_mask_has_no_gap_and_follows_position_not_id(generate):
     np.testing.assert_array_equal(rollouts.mask, columns < lengths[..., None])
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 16])
+@pytest.mark.parametrize("chunk", [by_hand(1), 3, by_hand(16)])
 @pytest.mark.parametrize("span", [(2, 4), (0, 1), (5, 8)])
 def test_stop_string_ends_a_completion_at_the_token_that_completes_it(generate, root, chunk, span):
     """The stop string is cut out of what row (1, 2) would say: tokens 3 and 4, for instance."""

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ahead_of_time import lower, shapes_of
+from by_hand import by_hand
 from small_models import CONFIGS, learner, model, prompts, sampler
 
 from jgrpo.keys import named_key, root_key
@@ -47,7 +48,9 @@ def test_int8_sampler_is_a_little_off_the_learner(root, weights, kv):
     assert 1e-3 < np.abs(off).max() < 0.5
 
 
-@pytest.mark.parametrize(("slots", "devices", "chunk"), [(6, 1, 8), (6, 2, 8), (0, 1, 16)])
+@pytest.mark.parametrize(
+    ("slots", "devices", "chunk"), [(6, 2, 8), by_hand(6, 1, 8), by_hand(0, 1, 16)]
+)
 def test_int8_draws_do_not_depend_on_slots_devices_and_chunks(root, slots, devices, chunk):
     """Prompts admitted later, and rings that grow, keep their integers and scales together.
 
