@@ -4,13 +4,13 @@ A limit on the size of files stands for the full disk.
 """
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from by_hand import by_hand
+from one_device import ONE_DEVICE
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -32,8 +32,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 
 
 def run(folder: Path, limit_bytes: int | None = None) -> subprocess.CompletedProcess[str]:
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
-    environment = os.environ | {"XLA_FLAGS": flags}
+    environment = dict(ONE_DEVICE)
     command = ["train.py", "configs/quickstart.yaml", *SMALL, f"run.dir={folder}"]
     if limit_bytes is not None:
         del environment["JAX_COMPILATION_CACHE_DIR"]  # jax would warn of a cache it cannot write

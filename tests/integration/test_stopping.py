@@ -1,7 +1,6 @@
 """SIGTERM and Ctrl-C: saved within the grace period, an exit code of its own, continued exactly."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from one_device import ONE_DEVICE
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -18,9 +18,8 @@ SMALL = (
     "eval.num_prompts=8",
 )
 
-ENV = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
 # A process that is killed must not leave half an entry in the cache that all tests share.
-ENV["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1e9"
+ENV = ONE_DEVICE | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9"}
 
 
 def start(folder: Path, *more: str) -> subprocess.Popen[str]:

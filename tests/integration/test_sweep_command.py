@@ -2,10 +2,11 @@
 
 import csv
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
+
+from one_device import ONE_DEVICE
 
 from jgrpo import cli
 
@@ -29,11 +30,10 @@ run: {dir: unused, steps: 1}
 
 
 def _run(folder: Path) -> subprocess.CompletedProcess[str]:
-    one_device = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     return subprocess.run(
         [sys.executable, "train.py", "--sweep", str(folder / "sweep.yaml")],
         cwd=ROOT,
-        env=one_device,
+        env=ONE_DEVICE,
         capture_output=True,
         text=True,
         timeout=300,

@@ -1,13 +1,13 @@
 """The whole loop on the embedded model: it learns, it resumes, and devices do not matter."""
 
 import json
-import os
 import subprocess
 import sys
 import types
 
 import numpy as np
 import pytest
+from one_device import ONE_DEVICE
 from quickstart_runs import ROOT, ROUNDING, SMALL, leaves, metrics, run, samples
 from stateful_methods import STATEFUL, TWO_REWARDS
 
@@ -257,12 +257,10 @@ def test_one_device_and_eight_give_the_same_tokens_and_losses(tmp_path):
     # conftest gives this process eight devices; a child with one is the other side.
     run(tmp_path / "eight", "run.steps=3")
     config = str(ROOT / "configs" / "quickstart.yaml")
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
-    environment = os.environ | {"XLA_FLAGS": flags}
     subprocess.run(
         [sys.executable, "train.py", config, *SMALL, f"run.dir={tmp_path / 'one'}", "run.steps=3"],
         cwd=ROOT,
-        env=environment,
+        env=ONE_DEVICE,
         check=True,
         timeout=600,
     )
