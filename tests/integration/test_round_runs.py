@@ -200,6 +200,7 @@ def serial(found):
 
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
 @pytest.mark.parametrize("name", ["guide_grpo", "s_grpo"])
+@pytest.mark.slow
 def test_a_run_in_two_parts_is_the_run_in_one(tmp_path, name):
     run(tmp_path / "whole", f"method={name}", *WORDS, "run.steps=3")
     run(tmp_path / "parts", f"method={name}", *WORDS, "run.steps=1")

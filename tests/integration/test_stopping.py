@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from by_hand import by_hand
 from one_device import ONE_DEVICE
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +43,7 @@ def wait_for_steps(process: subprocess.Popen[str], folder: Path, steps: int) -> 
 
 @pytest.mark.parametrize(
     ("number", "code", "lag"),
-    [(signal.SIGTERM, 75, 0), (signal.SIGINT, 130, 0), (signal.SIGTERM, 75, 1)],
+    [(signal.SIGTERM, 75, 0), (signal.SIGINT, 130, 1), by_hand(signal.SIGTERM, 75, 1)],
 )
 def test_signal_saves_and_the_same_command_continues(
     tmp_path: Path, number: int, code: int, lag: int

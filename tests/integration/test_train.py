@@ -18,6 +18,7 @@ from jgrpo.cli import main
 from jgrpo.run import train
 
 
+@pytest.mark.slow  # a run in two parts, below, is one that was run twice
 def test_two_runs_with_one_seed_write_the_same_metrics_and_samples(tmp_path):
     for name in ("a", "b"):
         run(tmp_path / name, "run.steps=3")
