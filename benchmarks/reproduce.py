@@ -49,12 +49,13 @@ from jgrpo.run import train
 
 CONFIGS, RESULTS = ROOT / "configs", ROOT / "benchmarks" / "results" / "reproduce"
 PREFERENCE = ("method=ws_preference", "optim.lr=1e-3", "run.steps=20", "eval.every=0")
+FEW_PROGRAMS = "rollout.chunk_tokens=144"
 QUICK = (
     *("run.steps=2", "eval.every=0", "eval.num_prompts=16", "eval.batch_prompts=16"),
     *("data.num_prompts_per_step=4", "rollout.group_size=4"),
-    "rollout.chunk_tokens=144",  # few programs to compile
+    FEW_PROGRAMS,
 )
-QUICK_BASE = ("run.steps=3", "optim.warmup_steps=1", "eval.num_prompts=16", QUICK[-1])
+QUICK_BASE = ("run.steps=3", "optim.warmup_steps=1", "eval.num_prompts=16", FEW_PROGRAMS)
 
 
 def main() -> None:

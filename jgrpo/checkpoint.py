@@ -3,7 +3,8 @@
 A finished checkpoint is `<run_dir>/checkpoints/<step>/`, as orbax writes a flat mapping from leaf
 name (`params.layers.q`, `opt_state.1.count`) to array, plus `manifest.json`, written last: shape
 and dtype of each leaf, size and SHA-256 of each file, and a SHA-256 of itself. A folder without a
-manifest is one whose save did not finish; it is ignored.
+manifest is one whose save did not finish; it is ignored. What goes into the state is not decided
+here, nor is the format of exported models.
 """
 
 import contextlib
@@ -194,8 +195,8 @@ class Checkpoints:
     def _remove_unfinished(self) -> None:
         """Frees the space of saves that were killed; safe because no save is in progress."""
         for path in list(self._folder.iterdir()):
-            begun = ".orbax-checkpoint-tmp" in path.name
-            if begun or (_is_step(path.name) and not (path / _MANIFEST).is_file()):
+            unfinished = _is_step(path.name) and not (path / _MANIFEST).is_file()
+            if unfinished or ".orbax-checkpoint-tmp" in path.name:
                 _remove(path)
 
 
@@ -351,8 +352,8 @@ def _manifest_digest(manifest: Mapping[str, Any]) -> str:
 
 
 def _files(folder: Path) -> set[str]:
-    paths = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir())
-    return {*paths} - {_MANIFEST}
+    paths = (path for path in folder.rglob("*") if not path.is_dir())
+    return {path.relative_to(folder).as_posix() for path in paths} - {_MANIFEST}
 
 
 def _remove(folder: Path) -> None:
@@ -387,12 +388,11 @@ def _restore_argument(leaf: _Leaf) -> ocp.RestoreArgs:
 def _check_leaves(folder: Path, *, saved: Mapping[str, Any], target: Mapping[str, _Leaf]) -> None:
     wanted = {name: _describe(leaf) for name, leaf in target.items()}
     for name in sorted(set(saved) | set(wanted)):
-        was, needed = saved.get(name), wanted.get(name)
-        if was != needed:
+        if saved.get(name) != wanted.get(name):
             raise ValueError(
-                f"{folder}: leaf {name!r} is {_shown(was)} in the checkpoint, but this run needs "
-                f"{_shown(needed)}; the config, model or optimizer has changed: restore the old "
-                "setting, or start again with another run.dir"
+                f"{folder}: leaf {name!r} is {_shown(saved.get(name))} in the checkpoint, but this "
+                f"run needs {_shown(wanted.get(name))}; the config, model or optimizer has "
+                "changed: restore the old setting, or start again with another run.dir"
             )
 
 

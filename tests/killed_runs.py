@@ -22,6 +22,8 @@ import threading
 import time
 from pathlib import Path
 
+from one_device import ONE_DEVICE
+
 ROOT = Path(__file__).parents[1]
 STEPS = 6
 OVERRIDES = (
@@ -141,8 +143,7 @@ def _start(folder: Path, cache: Path, phase: object, *, fills_cache: bool):
 
 
 def _train(folder: Path, cache: Path, phase: object, fills_cache: bool) -> None:
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = flags.replace("device_count=8", "device_count=1")
+    os.environ.update(ONE_DEVICE)
     import jax
 
     jax.config.update("jax_compilation_cache_dir", str(cache))

@@ -3,5 +3,5 @@
 import os
 
 ONE_DEVICE = os.environ | {
-    "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    "XLA_FLAGS": os.environ.get("XLA_FLAGS", "").replace("device_count=8", "device_count=1")
 }

@@ -18,7 +18,7 @@ def test_kills_spread_over_all_phases_change_nothing(tmp_path: Path, kills: int)
     assert len(done) == kills
     assert sum(kill.crashed for kill in done) <= 1
     # A moment is chosen while the process runs on, so some kills hit the phase after.
-    assert len({kill.hit for kill in done} & set(PHASES)) >= len(PHASES) - 3
+    assert len({kill.hit for kill in done} & set(PHASES)) >= len(PHASES) - 2
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # orbax says that it finds the shardings by itself
         expected = left_behind(tmp_path / "alone")

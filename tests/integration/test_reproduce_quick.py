@@ -1,13 +1,12 @@
 """benchmarks/reproduce.py --quick: two claims from bases to tables (not whether they hold)."""
 
 import json
-import os
-import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from one_device import ONE_DEVICE
 from quickstart_runs import ROOT
 
 pytest.importorskip("matplotlib")
@@ -20,11 +19,9 @@ RUNS = {
 
 @pytest.mark.parametrize("claim", RUNS)
 def test_a_quick_reproduction_writes_a_table_of_finite_numbers(tmp_path, claim):
-    flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
     command = [sys.executable, "benchmarks/reproduce.py", "--quick", "--seeds", "0"]
     command += ["--claims", claim, "--out", str(tmp_path)]
-    environment = os.environ | {"XLA_FLAGS": flags}
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=600)
+    subprocess.run(command, cwd=ROOT, env=ONE_DEVICE, check=True, timeout=600)
     out = tmp_path / "quick"
     records = {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
     assert records.keys() == {f"{name}_s0" for name in RUNS[claim]}
@@ -44,7 +41,7 @@ def test_a_quick_reproduction_writes_a_table_of_finite_numbers(tmp_path, claim):
     if claim == "g2rpo_a":  # what its base is like
         program = [sys.executable, "benchmarks/bases.py", "--quick", "--out", str(tmp_path)]
         ended = subprocess.run(
-            [*program, "--tasks", "hard"], cwd=ROOT, env=environment, check=True, timeout=600,
+            [*program, "--tasks", "hard"], cwd=ROOT, env=ONE_DEVICE, check=True, timeout=600,
             capture_output=True, text=True,
         )  # fmt: skip
         lines = [line for line in ended.stdout.splitlines() if line.startswith("| hard |")]
@@ -55,6 +52,6 @@ def test_a_quick_reproduction_writes_a_table_of_finite_numbers(tmp_path, claim):
             assert 0 <= once <= best <= 1
     # What is recorded is not run again.
     times = {path: path.stat().st_mtime_ns for path in out.glob("*.json")}
-    subprocess.run([*command, "--recorded"], cwd=ROOT, env=environment, check=True, timeout=600)
+    subprocess.run([*command, "--recorded"], cwd=ROOT, env=ONE_DEVICE, check=True, timeout=600)
     assert {path: path.stat().st_mtime_ns for path in out.glob("*.json")} == times
     assert (out / "table.md").read_text() == table

@@ -43,7 +43,10 @@ def wait_for_steps(process: subprocess.Popen[str], folder: Path, steps: int) -> 
 
 @pytest.mark.parametrize(
     ("number", "code", "lag"),
-    [(signal.SIGTERM, 75, 0), (signal.SIGINT, 130, 1), by_hand(signal.SIGTERM, 75, 1)],
+    [
+        *((signal.SIGTERM, 75, 0), (signal.SIGINT, 130, 1)),
+        *(by_hand(signal.SIGINT, 130, 0), by_hand(signal.SIGTERM, 75, 1)),
+    ],
 )
 def test_signal_saves_and_the_same_command_continues(
     tmp_path: Path, number: int, code: int, lag: int
