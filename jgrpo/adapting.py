@@ -16,6 +16,7 @@ from jgrpo.models.architecture import Architecture, AxesTree, logical_axes
 from jgrpo.models.load import LoadedModel, located
 from jgrpo.models.peft import save_adapter, targets
 from jgrpo.parallel.hosts import place
+from jgrpo.parallel.lowered import with_shardings
 from jgrpo.parallel.rules import param_shardings
 
 
@@ -62,6 +63,27 @@ def adapted(cfg: Config, model: LoadedModel, mesh: Mesh) -> tuple[LoadedModel, P
     shardings = param_shardings(mesh, logical_axes(arch), jax.eval_shape(freeze, model.params))
     frozen = place(freeze(model.params), shardings)
     return dataclasses.replace(model, params=fresh), frozen
+
+
+def adapted_shapes(
+    cfg: Config, arch: Architecture, shapes: PyTree[jax.ShapeDtypeStruct], mesh: Mesh
+) -> tuple[PyTree, PyTree]:
+    """The shapes of what is trained and of what stays, as `adapted` makes them; None if all is.
+
+    Args:
+      cfg: the run's config.
+      arch: its model.
+      shapes: of all weights.
+      mesh: the devices.
+    """
+    settings = cfg.model.lora
+    if not settings.rank:
+        return shapes, None
+    matrices, kind = targets(arch, settings.targets), cfg.model.param_dtype
+    draw = partial(lora.fresh_adapters, arch, matrices, settings.rank, dtype=kind)
+    held = jax.eval_shape(_freeze(cfg, arch), shapes)
+    shardings = param_shardings(mesh, logical_axes(arch), held)
+    return jax.eval_shape(draw, key=jax.random.key(0)), with_shardings(held, shardings)
 
 
 def merged(cfg: Config, model: LoadedModel, adapters: PyTree) -> PyTree:

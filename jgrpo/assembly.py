@@ -30,6 +30,7 @@ from jgrpo.learner.preference import PREFERENCE, fresh_preference
 from jgrpo.learner.routing import RouterLoss
 from jgrpo.learner.step import Learner
 from jgrpo.memory import nothing
+from jgrpo.models import decoder
 from jgrpo.models.architecture import Architecture
 from jgrpo.models.attention import Attention, Kernel, choose
 from jgrpo.models.decoder import GraphDef
@@ -194,7 +195,7 @@ def assemble(cfg: Config) -> Run:
     rewards = build(cfg.reward.functions, task, cfg.reward)
     experts = build(cfg.calls.experts, task, cfg.reward) if cfg.calls.experts else ()
     root = root_key(cfg.run.seed)
-    engine = make_engine(cfg, mesh, model.graphdef, model.eos_ids, model.tokenizer, frozen)
+    engine = make_engine(cfg, mesh, model.arch, model.eos_ids, model.tokenizer, frozen)
     shapes = jax.eval_shape(lambda: model.params)
     learner = make_learner(cfg, mesh, model.graphdef, model.arch, shapes, frozen)
     # What is evaluated are the weights that are trained, not their rounding.
@@ -242,13 +243,16 @@ def _skills(
 def make_engine(
     cfg: Config,
     mesh: Mesh,
-    graphdef: GraphDef,
+    arch: Architecture,
     eos_ids: tuple[int, ...],
     tokenizer: PreTrainedTokenizerBase | None,
     frozen: PyTree = None,
 ) -> Engine:
     """The sampler of a run; without a tokenizer it compiles and does not draw."""
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    platform = mesh.devices.flat[0].platform
+    on_cpu, gather = platform == "cpu", cfg.rollout.gather_weights
+    attention = Attention(kernel=attention_kernel(cfg, platform), mesh=mesh)
+    graphdef, _ = decoder.build(arch, dtype=cfg.model.dtype, attention=attention, gathered=gather)
     return Engine(
         graphdef=graphdef,
         mesh=mesh,
@@ -261,6 +265,7 @@ def make_engine(
         slots=cfg.rollout.slots,
         weights=cfg.rollout.weights,
         kv=cfg.rollout.kv,
+        gather=gather,
         frozen=frozen,
         routes=cfg.model.routing_replay == "r3",
     )

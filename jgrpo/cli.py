@@ -211,7 +211,7 @@ def _sweep(args: argparse.Namespace) -> int:
     # The first word stands where a config does otherwise.
     words = [] if args.config is None else [args.config, *args.override]
     show = "plan" if args.plan else "run"
-    return run_sweep(args.sweep, words, index=args.index, show=show)
+    return run_sweep(args.sweep, words, index=args.index, show=show, joins=args.joins)
 
 
 def _check(cfg: Config, devices: int | None) -> None:
@@ -220,7 +220,8 @@ def _check(cfg: Config, devices: int | None) -> None:
     from jgrpo.models.load import architecture
     from jgrpo.planner import describe, plan
 
-    print(describe(plan(cfg, architecture(cfg.model.path), devices or jax.device_count())))
+    here = jax.default_backend()
+    print(describe(plan(cfg, architecture(cfg.model.path), devices or jax.device_count(), here)))
 
 
 def _eval(args: argparse.Namespace) -> None:
@@ -271,15 +272,19 @@ def _export(args: argparse.Namespace) -> None:
         max_shard_bytes = parse_bytes(args.max_shard_size)
     except ValueError as error:
         raise ValueError(f"--max-shard-size: {error}") from error
-    export(
-        Path(args.run),
-        Path(args.to),
-        step=args.step,
-        dtype=args.dtype,
-        max_shard_bytes=max_shard_bytes,
-        adapter=args.adapter,
-        force=args.force,
-        say=print,
+    if args.joins:
+        initialize()
+    hosts.on_first(
+        lambda: export(
+            Path(args.run),
+            Path(args.to),
+            step=args.step,
+            dtype=args.dtype,
+            max_shard_bytes=max_shard_bytes,
+            adapter=args.adapter,
+            force=args.force,
+            say=print,
+        )
     )
 
 

@@ -137,6 +137,8 @@ class RolloutConfig:
     """Matrices while sampling: `model.dtype`, or int8 with a scale per output, anew each step."""
     kv: Literal["model", "int8"] = "model"
     """Keys and values while sampling: in `model.dtype`, or int8 with a scale per token and head."""
+    gather_weights: bool = True
+    """Put the weights that `mesh.fsdp` splits together once a rollout; false: for every token."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -226,7 +228,7 @@ class OptimConfig:
     microbatch_completions: NonNegativeInt = 0
     """Completions (packed: as many positions) a device computes at once, to save memory; 0: all."""
     logp_chunk_tokens: NonNegativeInt = 0
-    """Tokens whose logits exist at once in the LM head; 0: as many as make 512 MiB in float32."""
+    """Tokens of a device whose logits exist at once; 0: as many as make 512 MiB in float32."""
     packing: bool = True
     """Put the completions of a group behind each other in rows where that saves a fifth."""
 

@@ -34,6 +34,7 @@ from jgrpo.model_card import model_card
 from jgrpo.models import hf
 from jgrpo.models.architecture import Architecture, AxesTree
 from jgrpo.models.load import LoadedModel, load
+from jgrpo.parallel import hosts
 
 _MANIFEST = "jgrpo_export.json"
 _UNITS: Mapping[str, int] = {
@@ -252,7 +253,12 @@ def _read(
     request = ocp.args.PyTreeRestore(
         item=dict.fromkeys(wanted, 0), restore_args=arguments, partial_restore=True
     )
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    # Of several processes one exports: orbax is not to wait for the others.
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=hosts.index(), active_processes={hosts.index()}
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
         loaded = reader.restore(folder, args=request)
     return jax.tree.unflatten(structure, [loaded[name] for name in wanted])
 

@@ -23,9 +23,10 @@ from jgrpo.parallel.hosts import is_first
 _MAY_CHANGE = (
     *("log", "eval", "checkpoint", "run.steps", "run.dir", "run.grace_s", "run.profile"),
     *("run.host_timeout_s", "run.watchdog_s"),
-    "run.compile_ahead",
-    "run.compile_cache",
+    *("run.compile_ahead", "run.compile_cache", "mesh", "model.remat", "rollout.slots"),
+    *("rollout.gather_weights", "optim.microbatch_completions", "optim.logp_chunk_tokens"),
 )
+"""Settings that a run may be continued with: they change no result but for the order of sums."""
 _VERSIONS = ("jgrpo", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
 _WHOLE_BYTES = 64 * 2**20
 _EDGE_BYTES = 2**20

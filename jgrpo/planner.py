@@ -17,8 +17,10 @@ from jgrpo.config import Config
 from jgrpo.misfits import refuse_misfits
 from jgrpo.models import architecture
 from jgrpo.models.architecture import INPUT_DIMS, Architecture, logical_axes, num_params
+from jgrpo.models.attention import choose
 from jgrpo.models.logps import chunk_tokens
 from jgrpo.models.lora import BLOCK
+from jgrpo.models.moe import MOST_ROWS
 from jgrpo.parallel.mesh import axis_sizes
 from jgrpo.parallel.rules import DATA_AXES, LOGICAL_TO_MESH
 from jgrpo.rollout.work import layout
@@ -48,8 +50,8 @@ class Memory:
       activations: what the backward pass of one microbatch keeps; held while learning. A critic
         keeps the states it reads in float32.
       logits_chunk: logits of `optim.logp_chunk_tokens` tokens and their gradient; while learning.
-      rollout_weights: copy of the weights in `model.dtype`, if that differs, or in int8 (its scales
-        left out); while sampling.
+      rollout_weights: copy of the weights that samples, if they are cast to `model.dtype`, rounded
+        to int8 (its scales left out) or gathered; while sampling.
       kv_cache: keys and values of prompts and completions; held while sampling.
       sampler_logits: logits, log-probs and noise of one token of every completion; while sampling.
     """
@@ -112,13 +114,14 @@ class Plan:
     memory: Memory
 
 
-def plan(cfg: Config, arch: Architecture, num_devices: int) -> Plan:
+def plan(cfg: Config, arch: Architecture, num_devices: int, platform: str = "cpu") -> Plan:
     """Works out the plan of a run.
 
     Args:
       cfg: a checked config.
       arch: the model's architecture.
       num_devices: devices of all processes together.
+      platform: what they are, as jax calls it: its kernels decide whether attention keeps scores.
 
     Raises:
       ValueError: if the mesh does not multiply to the number of devices, the model or a batch does
@@ -165,6 +168,7 @@ def plan(cfg: Config, arch: Architecture, num_devices: int) -> Plan:
             slots=device_slots(cfg, data_parts),
             micro=micro,
             microbatches=device_completions // micro,
+            platform=platform,
         ),
     )
 
@@ -285,10 +289,13 @@ def _memory(
     slots: tuple[int, int],
     micro: int,
     microbatches: int,
+    platform: str,
 ) -> Memory:
     weights = _device_params(mesh_sizes, *trained_axes(cfg, arch))
     frozen, critic = _frozen(cfg, arch, mesh_sizes), _device_critic(cfg, arch, mesh_sizes)
-    whole = _device_params(mesh_sizes, logical_axes(arch), architecture.axis_sizes(arch))
+    gathered = {"fsdp": 1} if cfg.rollout.gather_weights else {}
+    lengths = architecture.axis_sizes(arch)
+    drawing = _device_params({**mesh_sizes, **gathered}, logical_axes(arch), lengths)
     held = WIDTH_BYTES[cfg.model.param_dtype]
     lanes, of_lane = slots
     samples = cfg.method.source == "policy"
@@ -308,47 +315,78 @@ def _memory(
         critic=3 * critic * FLOAT32_BYTES,
         gradients=weights * (FLOAT32_BYTES + (held if microbatches > 1 else 0))
         + critic * FLOAT32_BYTES * (2 if microbatches > 1 else 1),
-        activations=_activations(cfg, arch, micro),
+        activations=_activations(cfg, arch, mesh_sizes, micro, platform),
         logits_chunk=2 * logit_rows * arch.vocab_size * FLOAT32_BYTES,
-        rollout_weights=_rollout_weights(cfg, weights, whole) if samples else 0,
-        kv_cache=cached_tokens * token_kv(cfg, arch) if samples else 0,
+        rollout_weights=_rollout_weights(cfg, drawing, mesh_sizes["fsdp"]) if samples else 0,
+        kv_cache=cached_tokens * token_kv(cfg, arch) // mesh_sizes["tensor"] if samples else 0,
         sampler_logits=3 * lanes * of_lane * arch.vocab_size * FLOAT32_BYTES if samples else 0,
     )
 
 
-def _rollout_weights(cfg: Config, weights: int, whole: int) -> int:
+def _rollout_weights(cfg: Config, drawing: int, fsdp: int) -> int:
+    """Bytes of the copy of the weights that samples, of so many numbers on a device."""
     if cfg.rollout.weights == "int8":
-        return whole
+        return drawing
     differ = cfg.model.dtype != cfg.model.param_dtype
-    return weights * WIDTH_BYTES[cfg.model.dtype] if differ else 0
+    gathered = cfg.rollout.gather_weights and fsdp > 1
+    return drawing * WIDTH_BYTES[cfg.model.dtype] if differ or gathered else 0
 
 
-def _activations(cfg: Config, arch: Architecture, micro: int) -> int:
+def _activations(
+    cfg: Config, arch: Architecture, mesh_sizes: Mapping[str, int], micro: int, platform: str
+) -> int:
     """Bytes that the backward pass of `micro` completions and their prompts keeps.
 
     A layer keeps for each token its input (D); with remat `dots` also the outputs of the matmuls
     (2D, (H + 2K)E, 2F); with remat `none` also what lies between them (2D, HE, F), and the
-    attention scores and probabilities in float32. With remat, those of one layer exist at a time.
+    attention scores and probabilities in float32, unless a kernel does without them. With remat,
+    those of one layer exist at a time. Heads and feed-forward widths are split over the axis
+    `tensor`; a layer of experts has rows of its own (`_expert_rows`).
     """
     limit, prompt = cfg.rollout.max_completion_tokens, cfg.data.max_prompt_tokens
     prompts = math.ceil(micro / cfg.group_rows)
-    heads_width = arch.num_heads * arch.head_width
-    kv_width = 2 * arch.num_kv_heads * arch.head_width
-    inputs = arch.d_model
-    dots = 2 * arch.d_model + heads_width + kv_width + 2 * arch.active_ffn_width
-    between = 2 * arch.d_model + heads_width + arch.active_ffn_width
+    tensor = mesh_sizes["tensor"]
+    heads_width = arch.num_heads * arch.head_width // tensor
+    kv_width = 2 * arch.num_kv_heads * arch.head_width // tensor
+    inputs, ffn_width = arch.d_model, 0 if arch.num_experts else arch.ffn_width // tensor
+    dots = 2 * arch.d_model + heads_width + kv_width + 2 * ffn_width
+    between = 2 * arch.d_model + heads_width + ffn_width
     kept = {"full": inputs, "dots": inputs + dots, "none": inputs + dots + between}
     one_layer = {"full": dots + between, "dots": between, "none": 0}
     remat = cfg.model.remat
     values = kept[remat] * arch.num_layers + one_layer[remat]
     tokens = micro * limit + prompts * prompt
     pairs = micro * limit * (prompt + limit) + prompts * prompt * prompt
-    scores = 2 * arch.num_heads * pairs * FLOAT32_BYTES
-    scored_layers = arch.num_layers if remat == "none" else 1
+    scores = (
+        2 * arch.num_heads // tensor * pairs * FLOAT32_BYTES if _scores(cfg, arch, platform) else 0
+    )
+    kept_layers = arch.num_layers if remat == "none" else 1
     width = WIDTH_BYTES[cfg.model.dtype]
     reads = "values" in needs(cfg.method) and width != FLOAT32_BYTES
     states = micro * limit * arch.d_model * FLOAT32_BYTES if reads else 0
-    return tokens * values * width + scores * scored_layers + states
+    experts = _expert_rows(arch, tokens * mesh_sizes["expert"], kept_layers) * width
+    return tokens * values * width + experts + scores * kept_layers + states
+
+
+def _scores(cfg: Config, arch: Architecture, platform: str) -> bool:
+    """Whether attention keeps a number for every pair of tokens."""
+    given = {"platform": platform, "dtype": cfg.model.dtype, "head_width": arch.head_width}
+    wanted = cfg.model.attention
+    return wanted == "xla" or (wanted == "auto" and choose(wanted, **given) == "xla")
+
+
+def _expert_rows(arch: Architecture, tokens: int, kept_layers: int) -> int:
+    """Numbers that layers of experts keep: a row for each token and expert, in (D), out (D), 3F.
+
+    Where there are more rows than are sorted at once, a part of one layer exists at a time.
+
+    Args:
+      arch: the model.
+      tokens: those of all devices of an expert axis.
+      kept_layers: layers whose rows the backward pass keeps.
+    """
+    rows, of_row = tokens * arch.experts_per_token, 2 * arch.d_model + 3 * arch.expert_width
+    return MOST_ROWS * of_row if rows > MOST_ROWS else kept_layers * rows * of_row
 
 
 def size_text(count: int) -> str:

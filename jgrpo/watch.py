@@ -8,7 +8,6 @@ that is alive and yet makes no step ends by its own watch.
 
 import atexit
 import contextlib
-import functools
 import os
 import socket
 import sys
@@ -16,11 +15,11 @@ import threading
 import time
 import traceback
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-from jax._src import distributed  # the public module does not hand out its client
 
+from jgrpo.parallel import service
 from jgrpo.parallel.hosts import several
 from jgrpo.stopping import EXIT_CODES, Stopped, tell
 
@@ -96,12 +95,8 @@ class Watch:
         """Notes that a step, an evaluation or a save has ended."""
         self._moved = time.monotonic()
 
-    @functools.cached_property
-    def _client(self) -> Any:
-        return distributed.global_state.client
-
     def _put(self, text: str) -> None:
-        self._client.key_value_set(f"{_KEY}{self._process}", text, allow_overwrite=True)
+        service.client().key_value_set(f"{_KEY}{self._process}", text, allow_overwrite=True)
 
     def _tell(self) -> None:
         """Tells the others that this process is alive, and notes what they say."""
@@ -109,7 +104,7 @@ class Watch:
         while not self._over.is_set():
             try:
                 self._put(f"{self._name} {beat}")
-                found = self._client.key_value_dir_get(_KEY)
+                found = service.client().key_value_dir_get(_KEY)
             except jax.errors.JaxRuntimeError:
                 time.sleep(_BEAT_S)  # the one that holds the service may be gone: `_look` sees it
                 continue

@@ -81,6 +81,14 @@ def model(family="llama", dtype="float32"):
 
 
 @functools.cache
+def structure(family, dtype, where, gathered=False):
+    """That of the model on a mesh, as runs have it."""
+    arch = from_hf((CONFIGS | EXPERTS)[family])
+    attention = Attention(mesh=where)
+    return decoder.build(arch, dtype=dtype, attention=attention, gathered=gathered)[0]
+
+
+@functools.cache
 def mesh(devices=1, fsdp=1, expert=1, tensor=1):
     cfg = MeshConfig(fsdp=fsdp, expert=expert, tensor=tensor)
     return make_mesh(cfg, jax.devices()[:devices])
@@ -99,12 +107,10 @@ def learner(
     **settings,
 ):
     """A learner, by default of plain GRPO and plain gradient descent: its step is the gradient."""
-    arch, graphdef, params = model(family, dtype)
+    arch, _, params = model(family, dtype)
     where, shapes = mesh(devices, fsdp, expert, tensor), jax.eval_shape(lambda: params)
-    if arch.num_experts:
-        graphdef, _ = decoder.build(arch, dtype=dtype, attention=Attention(mesh=where))
     return Learner(
-        graphdef=graphdef,
+        graphdef=structure(family, dtype, where),
         method=method or PLAIN,
         optimizer=optimizer or optax.sgd(1.0),
         mesh=where,
@@ -168,10 +174,9 @@ def off_policy_batch(family="llama", method=PLAIN):
 
 def sampler(root, family="llama", *, devices=1, fsdp=1, expert=1, tensor=1, **settings):
     """An engine of a small model, and its weights where its mesh has them."""
-    arch, graphdef, params = model(family)
+    arch, _, params = model(family)
     where = mesh(devices, fsdp, expert, tensor)
-    if arch.num_experts:
-        graphdef, _ = decoder.build(arch, dtype="float32", attention=Attention(mesh=where))
+    graphdef = structure(family, "float32", where, gathered=settings.get("gather", True))
     engine = Engine(graphdef=graphdef, mesh=where, tokenizer=tokenizer(root), **settings)
     if devices > 1:
         axes, shapes = logical_axes(arch), jax.eval_shape(lambda: params)

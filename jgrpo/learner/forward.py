@@ -52,8 +52,9 @@ class Forward:
       graphdef: structure of the model.
       temperature: the sampling temperature, at which log-probs are compared.
       remat: what the backward pass recomputes.
-      logp_chunk_tokens: tokens whose logits exist at once; 0: 512 MiB of them.
+      logp_chunk_tokens: tokens of a device whose logits exist at once; 0: 512 MiB of them.
       split_vocabulary: the rows of the LM head may be on several devices.
+      devices: over which XLA splits the tokens.
     """
 
     graphdef: nnx.GraphDef
@@ -61,6 +62,7 @@ class Forward:
     remat: decoder.Remat
     logp_chunk_tokens: int
     split_vocabulary: bool
+    devices: int = 1
 
     def __call__(
         self,
@@ -104,6 +106,7 @@ class Forward:
             chunk_tokens=chunk_tokens(self.logp_chunk_tokens, head.shape[0]),
             entropy=entropy,
             split_vocabulary=self.split_vocabulary,
+            devices=self.devices,
         )
         # A preference model reads completions from their beginnings: it goes with no packing.
         scores = None if isinstance(part, Packed) else prefix_scores(trained, hidden)

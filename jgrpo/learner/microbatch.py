@@ -70,6 +70,7 @@ def accumulated(
     gradient: Callable[[PyTree, list[Array]], tuple[PyTree, Metrics]],
     params: PyTree,
     parts: list[Array],
+    placed: Callable[[PyTree], PyTree],
 ) -> tuple[PyTree, Metrics]:
     """Gradients, in float32, and metrics of all parts together, one part after another.
 
@@ -77,16 +78,17 @@ def accumulated(
       gradient: of one part, with its metrics.
       params: what the gradient is taken with respect to.
       parts: from `split_microbatches`.
+      placed: lays a gradient out over devices: each keeps the sums of its own weights.
     """
 
     def add(total: tuple[PyTree, Metrics], part: list[Array]) -> tuple[PyTree, None]:
         grads, metrics = gradient(params, part)
         grads = jax.tree.map(lambda a, b: a + b.astype(jnp.float32), total[0], grads)
-        return (grads, combine(total[1], metrics)), None
+        return (placed(grads), combine(total[1], metrics)), None
 
     _, metric_shapes = jax.eval_shape(gradient, params, [x[0] for x in parts])
     zeros = (
-        jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params),
+        placed(jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)),
         jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metric_shapes),
     )
     return jax.lax.scan(add, zeros, parts)[0]

@@ -22,12 +22,13 @@ def state_shapes(learner: Learner) -> TrainState:
     at = heads.shardings(learner.method, learner.shardings, learner.mesh)
     opt_state = jax.eval_shape(learner.optimizer.init, learner.shapes | head)
     params = with_shardings(learner.shapes, learner.shardings)
+    kept = heads.keeps_reference(learner.method) and learner.frozen is None
     zero: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(learner.mesh))
     return TrainState(
         step=zero,
         cursor=zero,
         params=params,
         opt_state=with_shardings(opt_state, learner.opt_shardings),
-        ref_params=params if heads.keeps_reference(learner.method) else None,
+        ref_params=params if kept else None,
         aux=with_shardings(head, at),
     )

@@ -37,7 +37,13 @@ from jgrpo.models.logps import Entropy
 from jgrpo.models.lora import joined
 from jgrpo.parallel.hosts import place
 from jgrpo.parallel.lowered import described
-from jgrpo.parallel.rules import data_sharding, data_size, over_replicas, replicated
+from jgrpo.parallel.rules import (
+    data_sharding,
+    data_size,
+    over_replicas,
+    replicated,
+    split_like,
+)
 from jgrpo.types import AnyArray, Batch, TrainState
 
 # Weights of the layers from which a step takes so long that compiling each layer is worth it.
@@ -60,7 +66,7 @@ class Learner:
       frozen: weights beside which the trained ones are adapters (`models.lora`), on the mesh.
       temperature: the sampling temperature, at which log-probs are compared.
       remat: what the backward pass recomputes.
-      logp_chunk_tokens: tokens whose logits exist at once; 0: 512 MiB of them.
+      logp_chunk_tokens: tokens of a device whose logits exist at once; 0: 512 MiB of them.
       microbatch_completions: completions per device and microbatch; 0: all. Packed, a microbatch
         has at most as many positions as these would take padded.
       packing: put the completions of a group behind each other in rows where that pays, and where
@@ -268,6 +274,7 @@ class Learner:
             remat=self.remat,
             logp_chunk_tokens=self.logp_chunk_tokens,
             split_vocabulary=self.mesh.shape["tensor"] > 1,
+            devices=data_size(self.mesh) // self.mesh.shape["replica"],
         )
 
     @property
@@ -337,11 +344,17 @@ class Learner:
         if parts[0].shape[0] == 1:
             grads, metrics = gradient(params, [x[0] for x in parts])
         else:
-            grads, metrics = accumulated(gradient, params, parts)
+            grads, metrics = accumulated(gradient, params, parts, self._by_owner)
         grads = jax.tree.map(lambda x: x.astype(jnp.float32), stack.stacked(grads))
         if self.mesh.shape["replica"] == 1:
             return grads, metrics
         return jax.lax.psum(grads, "replica"), combine_replicas(metrics)
+
+    def _by_owner(self, grads: PyTree) -> PyTree:
+        """Gradients where their weights are; on one device as they come, stacked or not."""
+        if self.mesh.size == 1:
+            return grads
+        return split_like(grads, self.shardings | self._head_shardings)
 
     def _loss(
         self, params: PyTree, data: _Shared, load: Float32[Array, "L X"] | None

@@ -11,6 +11,7 @@ H query heads, K key/value heads, E head width.
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, TypeAlias
 
 import jax
@@ -117,7 +118,7 @@ class Attention:
         visible = jnp.tril(jnp.ones((q.shape[2],) * 2, bool))[None, None] & mask[:, None, None]
         if self.kernel == "cudnn":
             return fused_rows(q, k, v, visible, implementation="cudnn")
-        return attend(q, k, v, visible)
+        return self.plain(q, k, v, visible)
 
     def completions(
         self,
@@ -143,7 +144,47 @@ class Attention:
         visible = jnp.tril(jnp.ones((T, T), bool))
         if self.kernel == "cudnn":
             return fused_rows(q, *with_prompt(k, v, visible, prompt), implementation="cudnn")
-        return attend(q, k, v, visible, (prompt[0], prompt[1], jnp.asarray(prompt[2])))
+        return self.plain(q, k, v, visible, (prompt[0], prompt[1], jnp.asarray(prompt[2])))
+
+    def plain(
+        self,
+        q: Float[Array, "P G T H E"],
+        k: Float[Array, "P G K S E"] | Float[Array, "P G K E S"],
+        v: Float[Array, "P G K S E"],
+        visible: Bool[Array, "T S"] | Bool[Array, "P 1 T S"] | Bool[Array, "P G T S"],
+        prefix: Prefix | None = None,
+        *,
+        positions_last: bool = False,
+    ) -> Float[Array, "P G T H E"]:
+        """`layers.attend`, of which each device computes its heads.
+
+        Left to XLA, the products would bring all heads together: they merge the leading dims.
+        """
+        function = partial(attend, positions_last=positions_last)
+        by_prompt, by_head = self._axes(q.shape[0], k.shape[2])
+        if not by_head:
+            return function(q, k, v, visible, prefix)
+        of_all = PartitionSpec(by_prompt)
+        mask = of_all if visible.ndim == 4 and visible.shape[0] > 1 else PartitionSpec()
+        rows = PartitionSpec(by_prompt, None, by_head)
+        shared = PartitionSpec(by_prompt, by_head)
+        queries = PartitionSpec(by_prompt, None, None, by_head)
+        of_prefix = None if prefix is None else (shared, shared, of_all)
+        specs = (queries, rows, rows, mask, of_prefix)
+        return over_free_axes(self.mesh, function, specs, queries)(q, k, v, visible, prefix)
+
+    def _axes(self, prompts: int, heads: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Mesh axes that are still XLA's and split these prompts and heads; those that divide."""
+        if self.mesh is None or self.mesh.size == 1:
+            return (), ()
+        sizes, free = self.mesh.shape, free_axes(self.mesh)
+        parts = lambda names: math.prod(sizes[name] for name in names)  # noqa: E731
+        by_prompt = tuple(name for name in free if name in DATA_AXES)
+        by_head = tuple(n for n in free if n == LOGICAL_TO_MESH["heads"] and sizes[n] > 1)
+        return (
+            () if prompts % parts(by_prompt) else by_prompt,
+            () if heads % parts(by_head) else by_head,
+        )
 
     def _splash(
         self,
@@ -166,20 +207,10 @@ class Attention:
         Prompts lead all arrays; in those of four dims heads follow. Inside the learner's own map
         over replicas only the other axes are left.
         """
-        if self.mesh is None or self.mesh.size == 1:
+        if self.mesh is None or self.mesh.size == 1 or not free_axes(self.mesh):
             return function(*args)
-        free = free_axes(self.mesh)
-        if not free:
-            return function(*args)
-        with_heads = [x for x in args if x.ndim == 4]
-        by_prompt = tuple(name for name in free if name in DATA_AXES)
-        by_head = tuple(name for name in free if name == LOGICAL_TO_MESH["heads"])
-        sizes = self.mesh.shape
-        parts = lambda names: math.prod(sizes[name] for name in names)  # noqa: E731
-        if args[0].shape[0] % parts(by_prompt):
-            by_prompt = ()
-        if any(x.shape[1] % parts(by_head) for x in with_heads):
-            by_head = ()
+        heads = math.gcd(*(x.shape[1] for x in args if x.ndim == 4))
+        by_prompt, by_head = self._axes(args[0].shape[0], heads)
         spec = lambda x: PartitionSpec(by_prompt, by_head if x.ndim == 4 else ())  # noqa: E731
         return over_free_axes(self.mesh, function, tuple(map(spec, args)), spec(args[0]))(*args)
 

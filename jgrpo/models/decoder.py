@@ -21,13 +21,14 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from jgrpo.models import moe
+from jgrpo.models import embedding, moe
 from jgrpo.models.architecture import Architecture, axis_sizes, logical_axes
 from jgrpo.models.attention import XLA, Attention
 from jgrpo.models.cache import KV, PromptCache, Rings
 from jgrpo.models.int8 import Int8, last_dim
-from jgrpo.models.layers import attend, dense, in_dtype, rms_norm, rope, rope_angles
+from jgrpo.models.layers import dense, in_dtype, rms_norm, rope, rope_angles
 from jgrpo.models.stack import rounded, through
+from jgrpo.parallel.rules import by_prompts
 from jgrpo.types import AnyArray
 
 Params: TypeAlias = dict[str, Any]
@@ -60,11 +61,12 @@ class Block(nnx.Module):
             self.v_bias = weights["v_bias"]
 
     def project(
-        self, x: Float[Array, "P G T D"], angles: tuple[Array, Array]
+        self, x: Float[Array, "P G T D"], angles: tuple[Array, Array], mesh: Mesh | None = None
     ) -> tuple[Float[Array, "P G T H E"], Float[Array, "P G K T E"], Float[Array, "P G K T E"]]:
         """Queries, keys and values of the normed stream, positions rotated in.
 
-        Keys and values leave with heads before positions, as caches hold them.
+        Keys and values leave with heads before positions, as caches hold them. Over a mesh all are
+        split by prompts and heads, whatever the weights are split by.
         """
         normed = rms_norm(x, self.attn_norm[...], self.arch.norm_eps)
         q, k, v = (dense(normed, self._cast(weight)) for weight in (self.q, self.k, self.v))
@@ -75,7 +77,12 @@ class Block(nnx.Module):
         if self.arch.qk_norm:
             q = rms_norm(q, self.q_norm[...], self.arch.norm_eps)
             k = rms_norm(k, self.k_norm[...], self.arch.norm_eps)
-        return rope(q, *angles), rope(k, *angles).swapaxes(2, 3), v.swapaxes(2, 3)
+        k, v = rope(k, *angles).swapaxes(2, 3), v.swapaxes(2, 3)
+        return (
+            by_prompts(rope(q, *angles), mesh, heads=3),
+            by_prompts(k, mesh, heads=2),
+            by_prompts(v, mesh, heads=2),
+        )
 
     def finish(
         self,
@@ -86,9 +93,10 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "P G T D"], moe.Routed | None]:
         """Adds the attention output and then the feed-forward output to the stream.
 
-        Also what the router says, if there is one; `routes` and `mesh` are for `moe.mixture`.
+        Also what the router says, if there is one; `routes` are for `moe.mixture`.
         """
-        x = x + dense(mixed, self._cast(self.o), inputs=2)
+        mixed = by_prompts(mixed, mesh, heads=3)
+        x = by_prompts(x + dense(mixed, self._cast(self.o), inputs=2), mesh)
         normed = rms_norm(x, self.mlp_norm[...], self.arch.norm_eps)
         if self.arch.num_experts:
             of_experts = (self.experts_gate, self.experts_up, self.experts_down)
@@ -96,9 +104,10 @@ class Block(nnx.Module):
             y, routed = moe.mixture(
                 self.arch, self._cast(self.router), experts, normed, routes, mesh
             )
-            return x + y, routed
+            return by_prompts(x + y, mesh), routed
         gate = jax.nn.silu(dense(normed, self._cast(self.gate)))
-        return x + dense(gate * dense(normed, self._cast(self.up)), self._cast(self.down)), None
+        y = dense(gate * dense(normed, self._cast(self.up)), self._cast(self.down))
+        return by_prompts(x + y, mesh), None
 
     def _cast(self, param: nnx.Param) -> Any:
         return in_dtype(param.get_value(), self.dtype)
@@ -107,10 +116,13 @@ class Block(nnx.Module):
 class Decoder(nnx.Module):
     """Embedding, the stacked blocks, the last norm, and the LM head unless it is tied."""
 
-    def __init__(self, arch: Architecture, key: Array, dtype: str, attention: Attention):
+    def __init__(
+        self, arch: Architecture, key: Array, dtype: str, attention: Attention, gathered: bool
+    ):
         self.arch = arch
         self.dtype = dtype
         self.attention = attention
+        self.gathered = gathered
         embed_key, head_key, layers_key = jax.random.split(key, 3)
         axes = logical_axes(arch)
         self.embed = _initial(arch, "embed", axes["embed"], embed_key)
@@ -123,9 +135,12 @@ class Decoder(nnx.Module):
 
     def embedded(self, tokens: Int[AnyArray, "P G T"]) -> Float[Array, "P G T D"]:
         """The stream before the first block. Ids outside the vocabulary are clipped: padding."""
-        table = self.embed.get_value()
+        table, mesh = self.embed.get_value(), self.attention.mesh
+        if mesh is not None and not self.gathered and embedding.is_split(table, mesh):
+            return embedding.rows_of_split(table, jnp.asarray(tokens), mesh, self.dtype)
         of = lambda x: jnp.take(jnp.asarray(x), tokens, axis=0, mode="clip")  # noqa: E731
-        return last_dim(jax.tree.map(of, table), jnp.float32).astype(self.dtype)
+        x = last_dim(jax.tree.map(of, table), jnp.float32).astype(self.dtype)
+        return by_prompts(x, mesh)
 
     def normed(self, x: Float[Array, "P G T D"]) -> Float[Array, "P G T D"]:
         """The stream after the last norm, ready for the LM head."""
@@ -138,6 +153,7 @@ def build(
     dtype: str,
     seed: int | None = None,
     attention: Attention = XLA,
+    gathered: bool = False,
 ) -> tuple[GraphDef, Params]:
     """Makes the static structure and the parameters of a model.
 
@@ -146,6 +162,7 @@ def build(
       dtype: precision of activations and matrix products.
       seed: draws fresh float32 weights; None gives shapes (`jax.ShapeDtypeStruct`) only.
       attention: what computes the attention of prompts and whole completions.
+      gathered: its weights will not be split over the mesh axis `fsdp`, as those of a sampler.
 
     Returns:
       The graph definition (hashable, to be closed over) and the parameters: matrices normal and
@@ -153,7 +170,8 @@ def build(
     """
 
     def make() -> Decoder:
-        return Decoder(arch, jax.random.key(0 if seed is None else seed), dtype, attention)
+        key = jax.random.key(0 if seed is None else seed)
+        return Decoder(arch, key, dtype, attention, gathered)
 
     model = nnx.eval_shape(make) if seed is None else make()
     graphdef, state = nnx.split(model, nnx.Param)
@@ -193,7 +211,7 @@ def prefill(
     def layer(x: Array, xs: tuple[Any, Any]) -> tuple[Array, tuple[KV, moe.Routed | None]]:
         layer_params, told = xs
         block = rebuild(layer_params)
-        q, k, v = block.project(x, angles)
+        q, k, v = block.project(x, angles, model.attention.mesh)
         mixed = model.attention.prompts(q, k, v, mask)
         x, routed = block.finish(x, mixed, told, model.attention.mesh)
         return x, (KV(k=k[:, 0], v=v[:, 0]), routed)
@@ -244,12 +262,12 @@ def complete(
     def layer(x: Array, xs: tuple[Any, Any, Any]) -> tuple[Array, tuple[moe.Routed | None]]:
         layer_params, prompt, told = xs
         block = rebuild(layer_params)
-        q, k, v = block.project(x, angles)
+        q, k, v = block.project(x, angles, model.attention.mesh)
         shared = (prompt.k, prompt.v, cache.mask)
         if visible is None:
             mixed = model.attention.completions(q, k, v, shared)
         else:
-            mixed = attend(q, k, v, visible, shared)
+            mixed = model.attention.plain(q, k, v, visible, shared)
         x, routed = block.finish(x, mixed, told, model.attention.mesh)
         return x, (routed,)
 
@@ -293,10 +311,10 @@ def extend(
 
     def layer(x: Array, layer_params: Any, prompt: KV, put: Any) -> tuple[Array, Any, Any]:
         block = rebuild(layer_params)
-        q, k, v = block.project(x, angles)
+        q, k, v = block.project(x, angles, model.attention.mesh)
         own_k, own_v, rings = put(k, v)
         shared = (last_dim(prompt.k, q.dtype), last_dim(prompt.v, q.dtype), cache.mask)
-        mixed = attend(q, own_k, own_v, seen, shared, **layout)
+        mixed = model.attention.plain(q, own_k, own_v, seen, shared, **layout)
         x, routed = block.finish(x, mixed, mesh=model.attention.mesh)
         return x, rings, routed
 

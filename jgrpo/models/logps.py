@@ -1,7 +1,7 @@
 """Log-probs of given tokens from hidden states, without ever holding all logits at once.
 
-Letters: N tokens, C tokens of a chunk, V vocabulary, D model width. Everything leaves in float32,
-in nats.
+Letters: N tokens, C tokens of a chunk, V vocabulary, D model width; chunks of tokens that are split
+over devices are [S, C], of C tokens of each. Everything leaves in float32, in nats.
 """
 
 from functools import partial
@@ -25,6 +25,7 @@ class _Settings(NamedTuple):
     num_chunks: int
     entropy: Entropy
     split_vocabulary: bool
+    devices: int
 
 
 class _Law(NamedTuple):
@@ -47,12 +48,14 @@ def token_logps(
     chunk_tokens: int,
     entropy: Entropy,
     split_vocabulary: bool = False,
+    devices: int = 1,
 ) -> tuple[Float[Array, " N"], Float[Array, " N"] | None]:
     """Log-prob of each target under softmax(hidden @ head.T / temperature), full vocabulary.
 
-    At most `chunk_tokens` rows of logits exist at once, in the backward pass too, which computes
-    them again. (Of a single chunk the compiler keeps the logits instead.) Chunks take rows in turn,
-    so that on a mesh each has rows of every device.
+    At most `chunk_tokens` rows of logits exist at once on a device, in the backward pass too, which
+    computes them again. (Of a single chunk the compiler keeps the logits instead.) On a mesh each
+    chunk has rows of every device, and each device adds up its own part of the head's gradient, so
+    that these are exchanged once and not for every chunk.
 
     Args:
       hidden: hidden states after the last norm; the matrix products run in their dtype and add
@@ -60,17 +63,21 @@ def token_logps(
       head: LM head, any float dtype.
       targets: token ids.
       temperature: of the sampler; 0 (greedy) means 1.
-      chunk_tokens: rows of logits held at once.
+      chunk_tokens: rows of logits that a device holds at once.
       entropy: also return that of the tempered distribution, as a plain value or differentiable.
       split_vocabulary: the rows of the head are on several devices. Targets are then found by
         comparing, which needs no other device's logits.
+      devices: over which tokens are split, N / devices consecutive ones on each; a number that does
+        not divide N counts as 1.
 
     Returns:
       Log-probs, and entropies or None.
     """
-    num_chunks = max(1, -(-hidden.shape[0] // chunk_tokens))
+    devices = 1 if hidden.shape[0] % devices else devices
+    num_chunks = max(1, -(-hidden.shape[0] // (devices * chunk_tokens)))
+    devices = devices if num_chunks > 1 else 1
     inverse_temperature = 1.0 / temperature if temperature else 1.0
-    settings = _Settings(inverse_temperature, num_chunks, entropy, split_vocabulary)
+    settings = _Settings(inverse_temperature, num_chunks, entropy, split_vocabulary, devices)
     return _logps(settings, hidden, jnp.asarray(head), targets)
 
 
@@ -108,9 +115,14 @@ def _forward(settings: _Settings, hidden: Array, head: Array, targets: Array) ->
 def _at_targets(settings: _Settings, logits: Array, targets: Array) -> Array:
     if settings.split_vocabulary:
         # The partitioner of jaxlib 0.10.2 aborts on a lookup along a split dim in a shard_map.
-        hit = jnp.arange(logits.shape[1])[None] == targets[:, None]
-        return jnp.where(hit, logits, 0.0).sum(axis=1)
-    return jnp.take_along_axis(logits, targets[:, None], axis=1, mode="clip")[:, 0]
+        return jnp.where(_hit(targets, logits.shape[-1]), logits, 0.0).sum(axis=-1)
+    return jnp.take_along_axis(logits, targets[..., None], axis=-1, mode="clip")[..., 0]
+
+
+def _hit(targets: Array, vocabulary: int) -> Array:
+    """True at the target of each row; elementwise, in one pass with what is done with it."""
+    ids = jnp.arange(vocabulary).reshape((1,) * targets.ndim + (-1,))
+    return ids == targets[..., None]
 
 
 def _keep(
@@ -122,26 +134,29 @@ def _keep(
 
 def _backward(settings: _Settings, kept: Any, slopes: tuple[Array, Array | None]) -> Any:
     hidden, head, targets, law = kept
-    by_chunk = _cut(settings, (hidden, targets, law, slopes))
 
     def one(total: Array, chunk: Any) -> tuple[Array, Array]:
         hidden, targets, law, (of_logp, of_entropy) = chunk
         shifted, _ = _shifted(settings, hidden, head, law.peak)
-        logp = shifted - law.log_total[:, None]
-        # A comparison instead of a scatter: elementwise, in one pass with the rest.
-        hit = jnp.arange(head.shape[0])[None] == targets[:, None]
-        slope = jnp.where(hit, of_logp[:, None], 0.0) - of_logp[:, None] * jnp.exp(logp)
+        logp = shifted - law.log_total[..., None]
+        # A comparison instead of a scatter.
+        hit = _hit(targets, head.shape[0])
+        slope = jnp.where(hit, of_logp[..., None], 0.0) - of_logp[..., None] * jnp.exp(logp)
         if settings.entropy == "gradient":
-            slope -= of_entropy[:, None] * jnp.exp(logp) * (logp + law.entropy[:, None])
+            slope -= of_entropy[..., None] * jnp.exp(logp) * (logp + law.entropy[..., None])
         slope = (settings.inverse_temperature * slope).astype(hidden.dtype)
         to_hidden = slope @ jnp.asarray(head, hidden.dtype)
-        to_head = jnp.einsum("cv,cd->vd", slope, hidden, preferred_element_type=jnp.float32)
+        product = "scv,scd->svd" if settings.devices > 1 else "...cv,...cd->vd"
+        to_head = jnp.einsum(product, slope, hidden, preferred_element_type=jnp.float32)
         return total + to_head, to_hidden
 
     if settings.num_chunks == 1:
-        to_head, to_hidden = one(jnp.zeros(()), jax.tree.map(lambda x: x[0], by_chunk))
+        to_head, to_hidden = one(jnp.zeros(()), (hidden, targets, law, slopes))
         return to_hidden, to_head.astype(head.dtype), None
-    to_head, to_hidden = jax.lax.scan(one, jnp.zeros(head.shape, jnp.float32), by_chunk)
+    parts = (settings.devices,) if settings.devices > 1 else ()
+    zeros = jnp.zeros((*parts, *head.shape), jnp.float32)
+    to_head, to_hidden = jax.lax.scan(one, zeros, _cut(settings, (hidden, targets, law, slopes)))
+    to_head = to_head.sum(0) if parts else to_head
     return _uncut(to_hidden, hidden.shape[0]), to_head.astype(head.dtype), None
 
 
@@ -154,10 +169,10 @@ def _shifted(
     """Tempered logits less their row's peak, [C, V], and the peaks."""
     # Cast here, not before the loop, so that no cast copy of the head outlives a chunk.
     weight = jnp.asarray(head, hidden.dtype)
-    logits = jnp.einsum("cd,vd->cv", hidden, weight, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("...d,vd->...v", hidden, weight, preferred_element_type=jnp.float32)
     logits = settings.inverse_temperature * logits
     peak = logits.max(axis=-1) if peak is None else peak
-    return logits - peak[:, None], peak
+    return logits - peak[..., None], peak
 
 
 def _over_chunks(settings: _Settings, function: Any, arrays: Any) -> Any:
@@ -169,17 +184,19 @@ def _over_chunks(settings: _Settings, function: Any, arrays: Any) -> Any:
 
 
 def _cut(settings: _Settings, arrays: Any) -> Any:
-    """Deals rows [N, ...] out in turn into [chunks, C, ...]; the last may be filled with zeros."""
+    """Deals the rows [N, ...] of each device out into [chunks, S, C, ...], filled with zeros."""
 
     def one(x: Array) -> Array:
         chunks = settings.num_chunks
-        padding = -x.shape[0] % chunks
-        x = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)) if padding else x
-        return jnp.swapaxes(x.reshape(-1, chunks, *x.shape[1:]), 0, 1)
+        x = x.reshape(settings.devices, -1, *x.shape[1:])
+        padding = -x.shape[1] % chunks
+        x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2)) if padding else x
+        return jnp.moveaxis(x.reshape(x.shape[0], -1, chunks, *x.shape[2:]), 2, 0)
 
     return jax.tree.map(one, arrays)
 
 
 def _uncut(x: Array, count: int) -> Array:
     """Undoes `_cut` for one array."""
-    return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])[:count]
+    rows = jnp.moveaxis(x, 0, 2).reshape(x.shape[1], -1, *x.shape[3:])
+    return rows[:, : count // x.shape[1]].reshape(count, *x.shape[3:])

@@ -4,7 +4,7 @@ No token is dropped, and no expert has a capacity: rows are sorted by expert, an
 multiplies its slice of them (`jax.lax.ragged_dot`, which on CPUs computes every expert for every
 row). Over the mesh axis `expert` the experts are split, and the batch too: a device gets the rows
 of all devices of its axis, computes what its own experts say of them, and gives the sums back
-(all-gather and reduce-scatter).
+(all-gather and reduce-scatter), so many tokens at a time that what it sorts stays small.
 
 Letters: P, G, T, D as in `decoder.py`, N tokens, k experts of a token, X experts, F hidden width of
 an expert, L layers.
@@ -12,6 +12,7 @@ an expert, L layers.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,6 +28,9 @@ from jgrpo.parallel.rules import DATA_AXES, LOGICAL_TO_MESH, free_axes, over_fre
 _EXPERT = LOGICAL_TO_MESH["experts"]
 # Numbers of experts up to this are kept in one byte.
 _BYTE = 256
+MOST_ROWS = 2**17
+"""Rows of tokens and experts that a device sorts at once: enough to fill the matrices of each of
+many experts, and of a stream of 2,048 numbers in bfloat16 half a GiB."""
 
 
 class Experts(NamedTuple):
@@ -196,21 +200,48 @@ def _over_devices(
     Left to XLA, the sorting would bring the rows of all devices together.
     """
     if mesh is None or mesh.size == 1:
-        return grouped(*rows, experts)
+        return _by_parts(lambda rows: grouped(*rows, experts), rows, 1)
     split = tuple(name for name in free_axes(mesh) if name in DATA_AXES)
     is_split = rows[0].shape[0] % math.prod(mesh.shape[name] for name in split) == 0
     spec = PartitionSpec(split) if is_split else PartitionSpec()
 
     def on_device(rows: tuple[Array, Array, Array], experts: Experts) -> Array:
-        x, chosen, weight = jax.lax.all_gather(rows, _EXPERT, tiled=True) if is_split else rows
         first = jax.lax.axis_index(_EXPERT) * _number(experts)
-        said = grouped(x, chosen, weight, experts, first)
-        if is_split:
-            return jax.lax.psum_scatter(said, _EXPERT, scatter_dimension=0, tiled=True)
-        return jax.lax.psum(said, _EXPERT)
+
+        def of_part(rows: tuple[Array, Array, Array]) -> Array:
+            x, chosen, weight = jax.lax.all_gather(rows, _EXPERT, tiled=True) if is_split else rows
+            said = grouped(x, chosen, weight, experts, first)
+            if is_split:
+                return jax.lax.psum_scatter(said, _EXPERT, scatter_dimension=0, tiled=True)
+            return jax.lax.psum(said, _EXPERT)
+
+        return _by_parts(of_part, rows, mesh.shape[_EXPERT] if is_split else 1)
 
     specs = (spec, PartitionSpec(_EXPERT))
     return over_free_axes(mesh, on_device, specs, spec)(rows, experts)
+
+
+def _by_parts(
+    function: Callable[[tuple[Array, Array, Array]], Array],
+    rows: tuple[Array, Array, Array],
+    devices: int,
+) -> Float[Array, "N D"]:
+    """Applies a function to so many rows at a time that it sorts at most `MOST_ROWS`.
+
+    Several parts are computed again in the backward pass, which else would keep them all.
+
+    Args:
+      function: of tokens, their experts, and the weights of these.
+      rows: the same, of this device.
+      devices: whose rows come together in it.
+    """
+    number, k = rows[1].shape
+    fits = lambda parts: number // parts * k * devices <= MOST_ROWS  # noqa: E731
+    parts = next(n for n in range(1, number + 1) if n == number or (number % n == 0 and fits(n)))
+    if parts == 1:
+        return function(rows)
+    split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), rows)
+    return jax.lax.map(jax.checkpoint(function), split).reshape(rows[0].shape)
 
 
 def by_layer(routes: Routes | None, layers: Any) -> Any:

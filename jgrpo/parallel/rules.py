@@ -7,6 +7,7 @@ Letters: P prompts.
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -18,9 +19,8 @@ DATA_AXES = ("replica", "fsdp", "expert")
 LOGICAL_TO_MESH = {
     "layers": None,
     "vocab": "tensor",
-    # The partitioner of jaxlib 0.10.2 aborts on a lookup in a split embedding in a shard_map.
     "ids": None,
-    "embed": None,
+    "embed": "fsdp",  # looked up by `models.embedding`
     "model": "fsdp",
     "heads": "tensor",
     "kv_heads": "tensor",
@@ -110,6 +110,62 @@ def free_axes(mesh: Mesh) -> tuple[str, ...]:
     """Mesh axes that are still XLA's: inside of `over_replicas`, all but that one."""
     manual = jax.sharding.get_abstract_mesh().manual_axes
     return tuple(name for name in mesh.axis_names if name not in manual)
+
+
+def whole_over_fsdp(tree: PyTree, mesh: Mesh) -> tuple[NamedSharding, ...]:
+    """Where the leaves would lie if `fsdp` split none of them; the other axes do as before.
+
+    Args:
+      tree: arrays on the mesh, or their shapes with shardings.
+      mesh: the devices.
+    """
+
+    def one(x: Any) -> NamedSharding:
+        spec = x.sharding.spec if isinstance(x.sharding, NamedSharding) else ()
+        dims = [axes if isinstance(axes, tuple) else (axes,) for axes in spec]
+        left = [tuple(name for name in axes if name not in (None, "fsdp")) for axes in dims]
+        return NamedSharding(mesh, PartitionSpec(*(axes or None for axes in left)))
+
+    return tuple(map(one, jax.tree.leaves(tree)))
+
+
+def by_prompts(x: Array, mesh: Mesh | None, heads: int = 0) -> Array:
+    """The array with its leading dim, prompts, split over the data axes that are still XLA's.
+
+    Inside a compiled program. Left alone XLA may split the stream as it finds the weights split,
+    by the model dim; every device then has the tokens of all.
+
+    Args:
+      x: leading dim: prompts, or lanes. If the axes do not divide them, it stays as it is.
+      mesh: the devices; None: one.
+      heads: a dim of heads, which is split over `tensor`; 0: there is none.
+    """
+    if mesh is None or mesh.size == 1:
+        return x
+    free = [name for name in free_axes(mesh) if mesh.shape[name] > 1]
+    dims: list[Any] = [None] * x.ndim
+    wanted = {0: tuple(name for name in free if name in DATA_AXES)}
+    if heads:
+        wanted[heads] = tuple(name for name in free if name == LOGICAL_TO_MESH["heads"])
+    for dim, axes in wanted.items():
+        if axes and x.shape[dim] % math.prod(mesh.shape[name] for name in axes) == 0:
+            dims[dim] = axes
+    if not any(dims):
+        return x
+    spec, whole = PartitionSpec(*dims), jax.sharding.get_abstract_mesh().empty
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec) if whole else spec)
+
+
+def split_like(tree: PyTree, shardings: PyTree[NamedSharding]) -> PyTree:
+    """The arrays laid out so, inside a compiled program and its maps over replicas.
+
+    Args:
+      tree: arrays.
+      shardings: one for each; none names the axis `replica`.
+    """
+    whole = jax.sharding.get_abstract_mesh().empty
+    put = jax.lax.with_sharding_constraint
+    return jax.tree.map(lambda x, at: put(x, at if whole else at.spec), tree, shardings)
 
 
 def over_free_axes(

@@ -15,6 +15,7 @@ from jgrpo.planning.programs import Program, compile_programs, devices
 
 NAMES = {
     "_for_sampling": "cast of the weights",
+    "_gathered": "whole weights",
     "unstacked": "weights by layer",
     "start": "reading prompts",
     "resize": "growing the caches",
@@ -141,18 +142,9 @@ def look(
       say: told of each program that is compiled.
 
     Raises:
-      ValueError: if the run cannot be split over so many chips, they cannot be compiled for, or it
-        trains adapters or splits more than prompts and the model dim: the arithmetic knows neither.
+      ValueError: if the run cannot be split over so many chips, or they cannot be compiled for.
     """
-    for axis in ("expert", "tensor"):
-        if (size := getattr(cfg.mesh, axis)) > 1:
-            raise ValueError(f"mesh.{axis} must be 1 with --topology, got {size}")
-    if cfg.model.lora.rank:
-        raise ValueError(
-            f"model.lora.rank must be 0 with --topology, got {cfg.model.lora.rank}: the memory of "
-            "adapters is in the plan that --check prints"
-        )
-    the_plan = plan(cfg, arch, topology.count)
+    the_plan = plan(cfg, arch, topology.count, topology.chip.platform)
     if compiles and topology.chip.platform != "gpu":
         on = devices(topology)
         programs = compile_programs(cfg, arch, on, the_plan.memory, say)
@@ -169,6 +161,7 @@ def _by_arithmetic(
     always = {
         "parameters": memory.params,
         "optimizer": memory.optimizer,
+        "frozen": memory.frozen,
         "other_weights": memory.reference + memory.roles + memory.critic,
     }
     sampling = {

@@ -24,6 +24,7 @@ from jax.stages import Compiled, Lowered
 from jaxtyping import PyTree
 
 from jgrpo import learning
+from jgrpo.adapting import adapted_shapes, base_dtype
 from jgrpo.assembly import attention_kernel, make_engine, make_learner
 from jgrpo.buckets import bucket
 from jgrpo.config import Config
@@ -34,6 +35,7 @@ from jgrpo.models.attention import Attention
 from jgrpo.models.decoder import build
 from jgrpo.parallel.lowered import with_shardings
 from jgrpo.parallel.mesh import make_mesh
+from jgrpo.parallel.rules import data_size
 from jgrpo.planner import Memory, device_slots, token_kv
 from jgrpo.planning.chips import Topology
 from jgrpo.planning.hlo import Collective, collectives
@@ -46,9 +48,9 @@ LEARNING = ("facts", "logps", "update")
 """Programs of the learner; all others sample."""
 
 _ARGUMENTS = {
-    "update": {"parameters", "optimizer"},
-    "facts": {"parameters"},
-    "logps": {"parameters"},
+    "update": {"parameters", "optimizer", "frozen"},
+    "facts": {"parameters", "frozen"},
+    "logps": {"parameters", "frozen"},
     "resize": set[str](),
 }
 """What stands among the arguments of a program; of others it is the weights that sample."""
@@ -168,6 +170,7 @@ def compile_programs(
     roles = len(cfg.plan.roles) * (_bytes(state.params) + _bytes(state.opt_state))
     kept = {
         "parameters": _bytes(state.params) + _bytes(state.aux),
+        "frozen": _bytes(learner.frozen),
         "optimizer": _bytes(state.opt_state),
         "other_weights": _bytes(state.ref_params) + cfg.rollout.lag * _bytes(state.params) + roles,
     }
@@ -209,7 +212,7 @@ class _Compiler:
     def __call__(self, name: str, lowered: Lowered) -> Compiled:
         """Compiles a program, as `Compile` does."""
         self.say(f"compiling {name}")
-        cache = _cache(self.cfg, self.arch, name, self.mesh.size)
+        cache = _cache(self.cfg, self.arch, name, self.mesh)
         known = (cache, self.kept, self.memory)
         try:
             program = lowered.compile()
@@ -221,7 +224,7 @@ class _Compiler:
             self.found[name] = Program(name=name, hbm=hbm, compiled=False)
             raise _TooLarge from error
         hbm = _by_kind(name, _used(program), *known)
-        if name in ("_for_sampling", "unstacked"):
+        if name in ("_for_sampling", "_gathered", "unstacked"):
             copy = with_shardings(lowered.out_info, program.output_shardings)
             self.kept["sampling_weights"] = _bytes(copy)
         exchanged = collectives(program.as_text() or "", self.mesh.shape)
@@ -234,11 +237,12 @@ def _stages(cfg: Config, arch: Architecture, mesh: Mesh) -> tuple[Engine, Learne
     platform = mesh.devices.flat[0].platform
     attention = Attention(kernel=attention_kernel(cfg, platform), mesh=mesh)
     graphdef, fresh = build(arch, dtype=cfg.model.dtype, attention=attention)
-    kind = np.dtype(cfg.model.param_dtype)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, kind), fresh)
+    kind = np.dtype(base_dtype(cfg))
+    whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, kind), fresh)
+    shapes, frozen = adapted_shapes(cfg, arch, whole, mesh)
     # One id that ends completions stands for those of the tokenizer, which nothing else needs.
-    sampler = make_engine(cfg, mesh, graphdef, eos_ids=(0,), tokenizer=None)
-    return sampler, make_learner(cfg, mesh, graphdef, arch, shapes)
+    sampler = make_engine(cfg, mesh, arch, eos_ids=(0,), tokenizer=None, frozen=frozen)
+    return sampler, make_learner(cfg, mesh, graphdef, arch, shapes, frozen)
 
 
 def _prompts(cfg: Config) -> Prompts:
@@ -250,14 +254,14 @@ def _prompts(cfg: Config) -> Prompts:
     )
 
 
-def _cache(cfg: Config, arch: Architecture, name: str, parts: int) -> tuple[int, int]:
+def _cache(cfg: Config, arch: Architecture, name: str, mesh: Mesh) -> tuple[int, int]:
     """Bytes of keys and values in a program, and of those that are kept beside it."""
     if name not in ("start", "resize", "advance", "admit"):
         return 0, 0
-    lanes, of_lane = device_slots(cfg, parts)
+    lanes, of_lane = device_slots(cfg, data_size(mesh))
     widths = ring_widths(cfg.rollout.max_completion_tokens, cfg.rollout.chunk_tokens)
     rings = {"start": widths[:1], "resize": widths[-2:]}.get(name, widths[-1:])
-    of_token = lanes * token_kv(cfg, arch)
+    of_token = lanes * token_kv(cfg, arch) // mesh.shape["tensor"]
     prompts = bucket(cfg.data.max_prompt_tokens) * of_token
     inside = of_lane * sum(rings) * of_token
     return (inside, prompts) if name == "resize" else (inside + prompts, 0)
@@ -284,8 +288,8 @@ def _by_kind(
 
 def _arguments(name: str, kept: Mapping[str, int]) -> dict[str, int]:
     """Bytes of what is kept and stands among the arguments of a program, not beside it."""
-    weights = "sampling_weights" if "sampling_weights" in kept else "parameters"
-    kinds = _ARGUMENTS.get(name, {weights})
+    weights = {"sampling_weights"} if "sampling_weights" in kept else {"parameters", "frozen"}
+    kinds = _ARGUMENTS.get(name, weights)
     return {kind: size for kind, size in kept.items() if kind in kinds}
 
 

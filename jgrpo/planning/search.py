@@ -4,6 +4,7 @@ Candidates are ordered by arithmetic, which is quick; what is proposed has been 
 the changes alters what is learned, but for the order of float sums.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -16,6 +17,9 @@ from jgrpo.planning.programs import LEARNING
 
 TRIES = 4
 """Candidates that are compiled before the search is given up."""
+
+MOST_TENSOR = 8
+"""ASSUMED: beyond this many chips a tensor axis is all exchange."""
 
 _HALVINGS = 5
 
@@ -40,7 +44,7 @@ def nearest(this: Look, say: Callable[[str], None]) -> Proposal | None:
     """The fewest and smallest changes with which a run fits; None if none was found.
 
     Fewer completions in a microbatch, remat `full`, more devices that share the weights, fewer
-    slots.
+    slots, weights that are gathered for every token.
 
     Args:
       this: a run that does not fit.
@@ -48,7 +52,7 @@ def nearest(this: Look, say: Callable[[str], None]) -> Proposal | None:
     """
     now = _settings(this)
     too_large = {p.name in LEARNING for p in this.programs if _exceeds(this, p.name)}
-    choices = {"mesh.fsdp": _divisors(this.topology.count)}
+    choices: dict[str, list[Any]] = {"mesh.fsdp": _divisors(this.topology.count)}
     if True in too_large:
         choices |= {
             "optim.microbatch_completions": [
@@ -58,6 +62,7 @@ def nearest(this: Look, say: Callable[[str], None]) -> Proposal | None:
         }
     if False in too_large:
         slots = now["rollout.slots"]
+        choices["rollout.gather_weights"] = [now["rollout.gather_weights"], False]
         choices["rollout.slots"] = [
             slots >> i for i in range(_HALVINGS) if slots >> i >= this.topology.count
         ]
@@ -65,7 +70,7 @@ def nearest(this: Look, say: Callable[[str], None]) -> Proposal | None:
     def distance(found: Proposal) -> tuple[float, float]:
         """Settings that differ, and by how many doublings."""
         factors = [
-            abs(math.log2(value / now[key])) if isinstance(value, int) else 1.0
+            1.0 if isinstance(value, bool | str) else abs(math.log2(value / now[key]))
             for key, value in found.changes.items()
             if key in now
         ]
@@ -86,8 +91,11 @@ def best(this: Look, say: Callable[[str], None]) -> Proposal | None:
     """
     if not this.topology.chip.flops:
         raise ValueError(f"--search needs chips of known speed, not {this.topology.name}")
+    count = this.topology.count
     choices = {
-        "mesh.fsdp": _divisors(this.topology.count),
+        "mesh.fsdp": _divisors(count),
+        "mesh.tensor": [n for n in _divisors(count) if n <= MOST_TENSOR],
+        "mesh.expert": _divisors(count),
         "optim.microbatch_completions": _microbatches(this),
         "model.remat": ["none", "full"],
     }
@@ -137,10 +145,12 @@ def _candidates(this: Look, choices: Mapping[str, list[Any]]) -> Iterator[Propos
     for values in itertools.product(*choices.values()):
         wanted = dict(zip(choices, values, strict=True))
         changes = {key: value for key, value in wanted.items() if value != now[key]}
-        if "mesh.fsdp" in changes:
+        if any(key.startswith("mesh.") for key in changes):
             changes["mesh.replica"] = -1
         cfg = changed(this.cfg, changes)
-        yield Proposal(changes=changes, look=look(cfg, this.arch, this.topology, compiles=False))
+        with contextlib.suppress(ValueError):  # the model or the batch cannot be split so
+            found = look(cfg, this.arch, this.topology, compiles=False)
+            yield Proposal(changes=changes, look=found)
 
 
 def _settings(this: Look) -> Settings:
@@ -149,9 +159,12 @@ def _settings(this: Look) -> Settings:
     rows = cfg.data.num_prompts_per_step * cfg.group_drawn * cfg.plan.groups
     return {
         "mesh.fsdp": cfg.mesh.fsdp,
+        "mesh.tensor": cfg.mesh.tensor,
+        "mesh.expert": cfg.mesh.expert,
         "optim.microbatch_completions": the_plan.completions_per_microbatch,
         "model.remat": cfg.model.remat,
         "rollout.slots": cfg.rollout.slots or rows,
+        "rollout.gather_weights": cfg.rollout.gather_weights,
     }
 
 

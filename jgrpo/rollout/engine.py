@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Int, Key, PyTree
 from numpy import ndarray
 from transformers import PreTrainedTokenizerBase
@@ -22,7 +22,7 @@ from jgrpo.models import cache, stack
 from jgrpo.models.int8 import Int8, Precision, quantize_params
 from jgrpo.models.lora import Quantized, joined
 from jgrpo.parallel.lowered import Compile, compile_now, described, with_shardings
-from jgrpo.parallel.rules import replicated
+from jgrpo.parallel.rules import replicated, whole_over_fsdp
 from jgrpo.rollout import decode
 from jgrpo.rollout.decode import Drawing
 from jgrpo.rollout.meter import Meter
@@ -55,6 +55,8 @@ class Engine:
       weights: precision of the matrices: `dtype`, or int8 with a scale per output.
       kv: precision of keys and values: `dtype`, or int8 with a scale per token and head.
       unstack: loop over the layers in place of a scan (`stack.unstacked`), if nothing is int8.
+      gather: put the weights that the axis `fsdp` splits together before sampling, so that every
+        device has all that the other axes leave it; else XLA does so for every token.
       narrow: go on with fewer slots when three quarters of them have nothing left to do. It costs
         programs, and pays where a step takes as long as it has rows.
       frozen: weights beside which those of each call are adapters (`models.lora`), on the mesh.
@@ -72,6 +74,7 @@ class Engine:
     weights: Precision = "model"
     kv: Precision = "model"
     unstack: bool = dataclasses.field(default_factory=lambda: jax.default_backend() == "cpu")
+    gather: bool = True
     narrow: bool = dataclasses.field(default_factory=lambda: jax.default_backend() == "cpu")
     frozen: PyTree = dataclasses.field(default=None, compare=False)
     turn: AbstractContextManager[Any] = dataclasses.field(default_factory=nullcontext)
@@ -184,6 +187,8 @@ class Engine:
         params = joined(self.frozen, params)
         if self.dtype != "float32" or self.weights != "model":
             params = call(_for_sampling, params, self.dtype, self.weights)
+        if self.gather and self.mesh.shape["fsdp"] > 1:
+            params = call(_gathered, params, whole_over_fsdp(params, self.mesh))
         if self.unstack and self.weights == self.kv == "model":
             params = call(_unstacked, params)
         return params
@@ -278,6 +283,12 @@ _narrow = jax.jit(decode.narrow)
 
 
 _unstacked = jax.jit(stack.unstacked)
+
+
+@partial(jax.jit, static_argnums=1)
+def _gathered(params: PyTree, at: tuple[NamedSharding, ...]) -> PyTree:
+    leaves, structure = jax.tree.flatten(params)
+    return jax.tree.unflatten(structure, map(jax.lax.with_sharding_constraint, leaves, at))
 
 
 @partial(jax.jit, static_argnums=(1, 2))

@@ -6,7 +6,9 @@ results are read in `table.py`.
 """
 
 import contextlib
+import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
 
@@ -24,6 +26,7 @@ from jgrpo.config_methods import Problem
 from jgrpo.files import write_atomically
 from jgrpo.stopping import EXIT_CODES, Stopped
 from jgrpo.sweep.file import Sweep, read
+from jgrpo.sweep.parents import Parents
 from jgrpo.sweep.plan import SweepRun, expand, make_runs
 from jgrpo.sweep.table import (
     Outcome,
@@ -46,14 +49,18 @@ def run_sweep(
     *,
     index: int | None = None,
     show: Literal["run", "plan"] = "run",
+    joins: bool = False,
 ) -> int:
     """Runs what a sweep file describes, or prints what that would be.
+
+    Of several processes, one on each host, each runs its part of every run; the first writes.
 
     Args:
       path: the file.
       overrides: `key=value` words for all runs.
       index: run this one only; None for all.
       show: `plan` prints the runs and their status, and runs nothing.
+      joins: whether to look for the other hosts of a sweep that several run together.
 
     Returns:
       The exit code: 0 if all runs are finished, 1 if one has failed.
@@ -63,26 +70,59 @@ def run_sweep(
       ImportError: naming the extra, for `optuna` where that is not installed.
       Stopped: if SIGTERM or SIGINT has ended a run; the same command continues.
     """
-    sweep, console = read(path), Console()
+    sweep = read(path)
     runs = expand(sweep, overrides)
-    if sweep.study is not None:
-        return _run_study(sweep, overrides, index, show, console)
+    if index is not None and sweep.study is not None:
+        message = "has no meaning with optuna, whose runs depend on each other; leave it out"
+        raise config_io.ConfigError(str(path), [Problem("--index", message)])
     if index is not None and not 0 <= index < len(runs):
         message = f"must be 0 to {len(runs) - 1}, the runs of the sweep, got {index}"
         raise config_io.ConfigError(str(path), [Problem("--index", message)])
-    chosen = runs if index is None else (runs[index],)
-    if show == "plan" or index is None:
-        console.print(plan_table([look(sweep, run) for run in chosen]))
     if show == "plan":
+        _show_plan(sweep, runs if index is None else runs[index : index + 1], overrides)
         return 0
-    outcomes = run_all(sweep, chosen, console)
-    write_tables(sweep, runs)
-    if index is None:
-        console.print(result_table(sweep, outcomes))
-    return report(sweep, outcomes, console)
+    with Parents(joins) as parents:
+        parents.check_alike(_digest(sweep, runs, overrides, index))
+        console = Console(quiet=not parents.is_first)
+        if sweep.study is not None:
+            return _run_study(sweep, overrides, parents, console)
+        chosen = runs if index is None else (runs[index],)
+        if index is None:
+            console.print(plan_table([look(sweep, run) for run in chosen]))
+        outcomes = run_all(sweep, chosen, parents, console)
+        if parents.is_first:
+            write_tables(sweep, runs)
+        if index is None:
+            console.print(result_table(sweep, outcomes))
+        return report(sweep, outcomes, console)
 
 
-def run_all(sweep: Sweep, runs: Sequence[SweepRun], console: Console) -> list[Outcome]:
+def _digest(
+    sweep: Sweep, runs: Sequence[SweepRun], overrides: Sequence[str], index: int | None
+) -> str:
+    """What decides which runs are made, and how, in a few letters."""
+    what = [sweep.path.read_text(encoding="utf-8"), [run.words for run in runs], overrides, index]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
+
+
+def _show_plan(sweep: Sweep, runs: Sequence[SweepRun], overrides: Sequence[str]) -> None:
+    """Prints the runs and what has become of them."""
+    console = Console()
+    if sweep.study is not None:
+        from jgrpo.sweep.study import Study, study_file
+
+        study = Study(sweep) if study_file(sweep).is_file() else None
+        finished = study.finished if study else 0
+        _say(console, f"{finished} of {sweep.study.count} trials are finished")
+        if study is None:
+            return
+        runs = make_runs(sweep, study.tried(), overrides)
+    console.print(plan_table([look(sweep, run) for run in runs]))
+
+
+def run_all(
+    sweep: Sweep, runs: Sequence[SweepRun], parents: Parents, console: Console
+) -> list[Outcome]:
     """Brings each run to its end, unless it has been there, or fails.
 
     Raises:
@@ -90,15 +130,25 @@ def run_all(sweep: Sweep, runs: Sequence[SweepRun], console: Console) -> list[Ou
     """
     outcomes = []
     for number, run in enumerate(runs, start=1):
-        outcome = look(sweep, run)
+        outcome = _look(sweep, run, parents)
         if outcome.status != "done":
             _say(console, f"[{number}/{len(runs)}] {run.name}: {outcome.status}, starting")
-            _run(sweep, run, console)
-            outcome = look(sweep, run)
+            _run(sweep, run, parents, console)
+            outcome = _look(sweep, run, parents)
         value = "" if outcome.after is None else f", {sweep.metric} {outcome.after:.4g}"
         _say(console, f"[{number}/{len(runs)}] {run.name}: {outcome.status}{value}")
         outcomes.append(outcome)
     return outcomes
+
+
+def _look(sweep: Sweep, run: SweepRun, parents: Parents) -> Outcome:
+    """What the folder of a run says to the first process."""
+
+    def facts() -> dict[str, Any]:
+        outcome = look(sweep, run)
+        return {name: getattr(outcome, name) for name in ("status", "detail", "before", "after")}
+
+    return Outcome(run=run, **parents.from_first(facts))
 
 
 def report(sweep: Sweep, outcomes: Sequence[Outcome], console: Console) -> int:
@@ -113,8 +163,22 @@ def report(sweep: Sweep, outcomes: Sequence[Outcome], console: Console) -> int:
     return 1 if unfinished else 0
 
 
-def _run(sweep: Sweep, run: SweepRun, console: Console) -> None:
-    """Runs `train.py` in a process of its own and notes it if that fails.
+class _End(NamedTuple):
+    """How the part of a run on one host has ended.
+
+    Attributes:
+      code: the exit code of its process.
+      asked: the signal that has asked it to stop; empty if none has.
+      message: what it said if it failed; empty if it did not.
+    """
+
+    code: int
+    asked: str
+    message: str
+
+
+def _run(sweep: Sweep, run: SweepRun, parents: Parents, console: Console) -> None:
+    """Runs `train.py` in a process of its own, on every host, and notes it if that fails.
 
     Raises:
       Stopped: if a signal to this process or the other has ended it.
@@ -122,20 +186,27 @@ def _run(sweep: Sweep, run: SweepRun, console: Console) -> None:
     failed = failure_file(sweep, run)
     failed.parent.mkdir(parents=True, exist_ok=True)
     failed.unlink(missing_ok=True)
-    errors = failed.with_name(f"{run.name}.stderr")
+    errors = failed.with_name(f"{run.name}{parents.suffix}.stderr")
     command = [sys.executable, "-c", _TRAIN, str(sweep.base), *run.words]
+    environment = os.environ | parents.meeting()
     with errors.open("wb") as stderr, signals_passed_on() as passed_on:
         # A group of its own: a signal of the terminal reaches it through us, once.
-        child = subprocess.Popen(command, stderr=stderr, process_group=0)
+        child = subprocess.Popen(command, stderr=stderr, process_group=0, env=environment)
         passed_on.to(child)
         code = _follow(child, errors)
-    asked = passed_on.name or {code: name for name, code in EXIT_CODES.items()}.get(code, "")
-    if asked:
+        asked = passed_on.name or {code: name for name, code in EXIT_CODES.items()}.get(code, "")
+        text = errors.read_text(encoding="utf-8", errors="replace")
+        own = _End(code, asked, _message(code, text) if code and not asked else "")
+        ends = [_End(*json.loads(said)) for said in parents.exchange(json.dumps(own))]
+    # Where a run fails on one host, those of the others end as if they had been asked to.
+    failures = sorted((end for end in ends if end.message), key=lambda end: end.code < 0)
+    if failures:
+        found = {"exit_code": failures[0].code, "error": failures[0].message}
+        if parents.is_first:
+            write_atomically(failed, json.dumps(found) + "\n")
+    elif asked := next((end.asked for end in ends if end.asked), ""):
         message = f"{run.name} was stopped by {asked}; the same command continues the sweep"
         raise Stopped(asked, message)
-    if code:
-        message = _message(code, errors.read_text(encoding="utf-8", errors="replace"))
-        write_atomically(failed, json.dumps({"exit_code": code, "error": message}) + "\n")
 
 
 def _follow(child: subprocess.Popen[bytes], errors: Path) -> int:
@@ -203,35 +274,25 @@ def signals_passed_on() -> Iterator[PassedOn]:
         yield passed_on
 
 
-def _run_study(
-    sweep: Sweep,
-    overrides: Sequence[str],
-    index: int | None,
-    show: Literal["run", "plan"],
-    console: Console,
-) -> int:
-    from jgrpo.sweep.study import Study, study_file
+def _run_study(sweep: Sweep, overrides: Sequence[str], parents: Parents, console: Console) -> int:
+    """Runs the trials that are missing: the first process asks optuna, which has a file."""
+    from jgrpo.sweep.study import Study
 
     assert sweep.study is not None
-    if index is not None:
-        message = "has no meaning with optuna, whose runs depend on each other; leave it out"
-        raise config_io.ConfigError(str(sweep.path), [Problem("--index", message)])
-    if show == "plan" and not study_file(sweep).is_file():
-        _say(console, f"0 of {sweep.study.count} trials are finished")
-        return 0
-    study = Study(sweep)
-    while show == "run" and study.finished < sweep.study.count:
-        _say(console, f"trial {study.finished + 1} of {sweep.study.count}")
-        trial, settings = study.ask()
-        outcomes = run_all(sweep, make_runs(sweep, [settings], overrides), console)
-        study.tell(trial, [outcome.after for outcome in outcomes])
-    runs = make_runs(sweep, study.tried(), overrides)
-    outcomes = [look(sweep, run) for run in runs]
-    if show == "plan":
-        _say(console, f"{study.finished} of {sweep.study.count} trials are finished")
-        console.print(plan_table(outcomes))
-        return 0
-    write_tables(sweep, runs)
+    study = Study(sweep) if parents.is_first else None
+    finished = lambda: study.finished if study else 0  # noqa: E731
+    while (done := parents.from_first(finished)) < sweep.study.count:
+        _say(console, f"trial {done + 1} of {sweep.study.count}")
+        trial, settings = study.ask() if study else (None, {})
+        settings = parents.from_first(lambda: settings)  # noqa: B023
+        outcomes = run_all(sweep, make_runs(sweep, [settings], overrides), parents, console)
+        if study is not None and trial is not None:
+            study.tell(trial, [outcome.after for outcome in outcomes])
+    tried = parents.from_first(lambda: study.tried() if study else [])
+    runs = make_runs(sweep, tried, overrides)
+    outcomes = [_look(sweep, run, parents) for run in runs]
+    if parents.is_first:
+        write_tables(sweep, runs)
     console.print(result_table(sweep, outcomes))
     return report(sweep, outcomes, console)
 

@@ -13,6 +13,7 @@ from jgrpo import config_schema
 from jgrpo.config import Config
 from jgrpo.config_io import dump, load
 from jgrpo.models.architecture import Architecture
+from jgrpo.models.load import architecture
 from jgrpo.planner import describe, plan
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +31,7 @@ ARCH = Architecture(
     qk_norm=True,
     max_positions=40960,
 )
-CHIPS = {"v5e8": 8, "v5p16": 16}
+CHIPS = {"v5e8": 8, "v5p16": 16, "v5p64": 64}
 
 
 def sections(cls: type = Config, prefix: str = "") -> list[tuple[str, type]]:
@@ -79,7 +80,8 @@ def test_recipe_begins_with_command_hardware_time_and_score(path):
 def test_plan_of_a_recipe_counts_its_batch(path):
     cfg = load(path)
     devices = CHIPS.get(path.stem.rpartition("_")[2], 1)
-    the_plan = plan(cfg, ARCH, devices)
+    arch = architecture(cfg.model.path) if cfg.mesh.expert > 1 else ARCH
+    the_plan = plan(cfg, arch, devices)
     assert the_plan.completions == cfg.data.num_prompts_per_step * cfg.rollout.group_size
     each = the_plan.completions_per_microbatch * the_plan.microbatches * devices
     assert each == the_plan.completions_per_update

@@ -72,11 +72,12 @@ def test_bfloat16_compute_adds_a_copy_of_the_weights_while_sampling(tmp_path):
     assert memory.rollout_weights * 2 == memory.params
 
 
-def test_weights_are_split_over_fsdp_devices_except_the_embedding(tmp_path):
+def test_weights_are_split_over_fsdp_devices_and_gathered_to_sample(tmp_path):
     one = plan(config(tmp_path), ARCH, 1).memory
     four = plan(config(tmp_path, "mesh.fsdp=2"), ARCH, 4).memory
-    embedding = 100 * 8 * 4
-    assert (four.params - embedding) * 2 == one.params - embedding
+    split = plan(config(tmp_path, "mesh.fsdp=2", "rollout.gather_weights=false"), ARCH, 4).memory
+    assert four.params * 2 == one.params == four.rollout_weights
+    assert split.rollout_weights == one.rollout_weights == 0  # float32 need no copy
     assert four.kv_cache * 4 == one.kv_cache
 
 

@@ -3,18 +3,18 @@
 The reference trains in this process, on its eight devices; two processes have four each.
 """
 
-import os
 import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import quickstart_runs as quickstart
+from many_processes import ends, saved_steps, start, wait_for_saves
 
+from jgrpo.export import export
 from jgrpo.watch import HANGS, MISSING
 
 ROOT = Path(__file__).parents[2]
@@ -33,53 +33,9 @@ SETTINGS = (
 )
 
 
-def start(count: int, *arguments: str) -> list[subprocess.Popen[str]]:
-    """The same command in each of some processes, which find each other."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    env = os.environ | {
-        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", f"count={8 // count}"),
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
-        "JGRPO_COORDINATOR": address,
-        "JGRPO_NUM_PROCESSES": str(count),
-    }
-    return [
-        subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=ROOT,
-            env=env | {"JGRPO_PROCESS_ID": str(process)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for process in range(count)
-    ]
-
-
-def train_two(folder: Path, *more: str) -> list[subprocess.Popen[str]]:
+def train(count: int, folder: Path, *more: str) -> list[subprocess.Popen[str]]:
     settings = (*quickstart.SMALL, *SETTINGS, f"run.dir={folder}", *more)
-    return start(2, "train.py", "configs/quickstart.yaml", *settings)
-
-
-def wait_for_saves(processes: list[subprocess.Popen[str]], folder: Path, step: int) -> None:
-    """Returns when a checkpoint of this step, or of a later one, is whole."""
-    deadline = time.monotonic() + 300
-    while max(saved_steps(folder), default=0) < step:
-        for process in processes:
-            assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline, "no checkpoint within the deadline"
-        time.sleep(0.02)
-
-
-def ends(processes: list[subprocess.Popen[str]], timeout: float) -> list[tuple[int, str]]:
-    """Exit codes, and what they said."""
-    said = [process.communicate(timeout=timeout)[1] for process in processes]
-    return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
-
-
-def saved_steps(folder: Path) -> list[int]:
-    return sorted(int(path.parent.name) for path in folder.glob("checkpoints/*/manifest.json"))
+    return start(count, "train.py", "configs/quickstart.yaml", *settings)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stopped(folder: Path) -> list[tuple[int, str]]:
-    processes = train_two(folder, "run.steps=100000")
+    processes = train(2, folder, "run.steps=100000")
     wait_for_saves(processes, folder, 3)
     processes[1].send_signal(signal.SIGTERM)
     return ends(processes, 60)
@@ -134,7 +90,7 @@ def test_tokens_are_those_of_one_process_and_each_scores_its_own(
 
 def test_killed_process_ends_the_other_which_names_it(folder: Path, stopped: object):
     before = saved_steps(folder)[-1]
-    processes = train_two(folder, f"run.steps={before + 100000}", "run.host_timeout_s=10")
+    processes = train(2, folder, f"run.steps={before + 100000}", "run.host_timeout_s=10")
     try:
         wait_for_saves(processes, folder, before + 1)
         processes[1].kill()
@@ -149,20 +105,43 @@ def test_killed_process_ends_the_other_which_names_it(folder: Path, stopped: obj
     assert "the same command on all hosts continues" in said
 
 
-def test_one_process_continues_what_two_have_begun(
+def test_one_process_and_then_four_continue_what_two_have_begun(
     folder: Path, stopped: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.syspath_prepend(ROOT / "tests")
-    last = saved_steps(folder)[-1] + 1
-    quickstart.run(folder, *SETTINGS, f"run.steps={last}")
-    quickstart.run(tmp_path, *SETTINGS, f"run.steps={last}")
-    shown = [
-        [(row["prompt"], row["completion"]) for row in quickstart.sample_rows(path, last - 1)]
-        for path in (tmp_path, folder)
-    ]
-    assert shown[0] == shown[1]
-    whole, continued = (quickstart.metrics(path)[last - 1] for path in (tmp_path, folder))
-    assert continued["loss/total"] == pytest.approx(whole["loss/total"], abs=1e-4)
+    first = saved_steps(folder)[-1]
+    quickstart.run(folder, *SETTINGS, f"run.steps={first + 1}")
+    for code, said in ends(train(4, folder, f"run.steps={first + 2}"), 300):
+        assert code == 0, said
+    quickstart.run(tmp_path, *SETTINGS, f"run.steps={first + 2}")
+    for step in (first, first + 1):
+        shown = [
+            [(row["prompt"], row["completion"]) for row in quickstart.sample_rows(path, step)]
+            for path in (tmp_path, folder)
+        ]
+        assert shown[0] == shown[1]
+        whole, continued = (quickstart.metrics(path)[step] for path in (tmp_path, folder))
+        assert continued["loss/total"] == pytest.approx(whole["loss/total"], abs=1e-4)
+    scorers = {
+        (row["prompt_index"] % 4, row["rewards"]["rewards_of_tests:scorer"])
+        for row in quickstart.sample_rows(folder, first + 1)
+    }
+    assert scorers == {(i, float(i)) for i in range(4)}
+
+
+def test_two_processes_export_what_one_does(folder: Path, stopped: object, tmp_path: Path):
+    command = ("-m", "jgrpo", "export", str(folder), "--to", str(tmp_path / "two"))
+    for code, said in ends(start(2, *command), 120):
+        assert code == 0, said
+    export(folder, tmp_path / "one")
+    one, two = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        for name in ("one", "two")
+    )
+    named = {"README.md", "jgrpo_export.json"}  # after the directory
+    assert one.keys() == two.keys() > named
+    for name in one.keys() - named:
+        assert one[name] == two[name], name
 
 
 ALIVE = """

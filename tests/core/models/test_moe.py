@@ -156,6 +156,28 @@ def test_experts_split_over_devices_say_the_same(fsdp, expert, rows):
         np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("expert", [1, 2])
+def test_parts_that_are_sorted_one_after_the_other_say_the_same(expert, monkeypatch):
+    """24 tokens a device of 2 experts: 48 rows at once, or 8; with an axis of two, of both."""
+    where = mesh(8, 1, expert)
+
+    def traced():  # anew: jax keeps what it has traced of a function
+        def total(weights, x):
+            return jnp.sum(jnp.sin(moe.mixture(ARCH, ROUTER, weights, x, mesh=where)[0]))
+
+        return jax.jit(jax.value_and_grad(total, (0, 1))).trace(WEIGHTS, x)
+
+    x = jnp.concatenate([STREAM] * 8)
+    whole = traced()
+    monkeypatch.setattr(moe, "MOST_ROWS", 8 * expert)
+    parts = traced()
+    assert " scan[" not in str(whole.jaxpr)
+    assert " scan[" in str(parts.jaxpr)
+    found, expected = (t.lower().compile()(WEIGHTS, x) for t in (parts, whole))
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5, rtol=1e-6)
+
+
 @pytest.mark.parametrize("layers", ["stacked", by_hand("unstacked")])
 def test_decoding_token_by_token_takes_the_experts_of_one_pass(layers):
     _, graphdef, params = model("qwen3_moe")

@@ -1,8 +1,11 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
 from planned import ARCH, config
 
+from jgrpo.models.architecture import Architecture
+from jgrpo.parallel.mesh import axis_sizes
 from jgrpo.planner import plan
 from jgrpo.planning.chips import topology
 from jgrpo.planning.costs import Cost, Costs, estimate
@@ -12,11 +15,10 @@ LAYER = 8 * ((4 + 2) * 4 + 3 * 16)  # q and o of 2 heads, k and v of 1, gate, up
 HEAD = 800
 
 
-def costs(tmp_path: Path, *words: str, chips: int = 1) -> Costs:
+def costs(tmp_path: Path, *words: str, chips: int = 1, arch: Architecture = ARCH) -> Costs:
     cfg = config(tmp_path, *words)
-    fsdp = cfg.mesh.fsdp
-    mesh = {"replica": chips // fsdp, "fsdp": fsdp}
-    return Costs(cfg=cfg, arch=ARCH, plan=plan(cfg, ARCH, chips), mesh=mesh)
+    mesh = axis_sizes(cfg.mesh, chips)
+    return Costs(cfg=cfg, arch=arch, plan=plan(cfg, arch, chips), mesh=mesh)
 
 
 def test_operations_of_an_update(tmp_path):
@@ -80,3 +82,61 @@ def test_estimate_is_the_longest_of_three(kind, sent):
     assert found.exchange_s == pytest.approx(sent / 1e11)
     assert found.seconds == found.exchange_s
     assert found.bottleneck == "exchange"
+
+
+# Experts of 8 hidden units: each token passes 2 of 4.
+MIXED = Architecture(
+    family="qwen3_moe",
+    vocab_size=100,
+    d_model=8,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=2,
+    head_width=4,
+    ffn_width=0,
+    num_experts=4,
+    experts_per_token=2,
+    expert_width=8,
+    qk_norm=True,
+)
+
+
+def test_chips_of_a_tensor_axis_share_the_layers_and_sum_their_streams(tmp_path):
+    """An axis of 2, twice two sums of a layer: 64 + 256 tokens of 8 numbers, three passes."""
+    arch = dataclasses.replace(ARCH, num_kv_heads=2, ffn_width=16)
+    words = ("mesh.tensor=2", "mesh.replica=1")
+    whole = costs(tmp_path, arch=arch)
+    half = costs(tmp_path, *words, chips=2, arch=arch)
+    head = 4 * 2 * 256 * HEAD  # tied: whole on both
+    assert half.update().flops - head == (whole.update().flops - head) / 2
+    (summed,) = half.update().collectives
+    assert (summed.kind, summed.axes) == ("all-reduce", ("tensor",))
+    assert summed.bytes == 3 * 2 * 2 * 320 * 8 * 4
+    assert half.waves == whole.waves  # prompts are not split
+
+
+def test_experts_are_split_and_rows_go_there_and_back(tmp_path):
+    """Two chips with half of the batch each: 160 tokens, which both see, in three passes."""
+    whole, half = (
+        costs(tmp_path, *w, chips=n, arch=MIXED)
+        for w, n in (((), 1), (("mesh.expert=2", "mesh.replica=1"), 2))
+    )
+    assert half.update().flops == whole.update().flops / 2
+    gathered, scattered = half.update().collectives
+    assert (gathered.kind, scattered.kind) == ("all-gather", "reduce-scatter")
+    assert gathered.bytes == scattered.bytes == 3 * 2 * (160 * 8 * 4) * 2
+    layer = 8 * 8 * 4 + 4 * 8 * (3 * 8 + 1)  # attention, and experts with the router
+    read = whole.decode(32).bytes - half.decode(32).bytes
+    of_experts = 2 * 4 * 8 * (3 * 8 + 1) / 2 * 4
+    cached = (2 * 16 + 4 * 32) * 2 * 64 + 3 * 4 * 100 * 4  # of half of the completions
+    assert read == 16 * (of_experts + cached)
+    assert layer == whole._layer
+
+
+def test_adapters_save_a_pass_and_most_of_the_gradients(tmp_path):
+    full, small = costs(tmp_path, chips=2), costs(tmp_path, "model.lora.rank=2", chips=2)
+    pairs = 256 * (16 + 16) + 4 * 16 * 8
+    forward = (2 * (2 * 320 * LAYER + 32 * pairs)) / 2
+    assert full.update().flops - small.update().flops == forward + 2 * 128 * HEAD
+    (of_full,), (of_small,) = full.update().collectives, small.update().collectives
+    assert of_small.bytes == small.plan.num_trained * 4 < of_full.bytes
