@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int, PyTree, UInt
 
 from jgrpo.learner.critic import token_values
@@ -53,16 +54,14 @@ class Forward:
       temperature: the sampling temperature, at which log-probs are compared.
       remat: what the backward pass recomputes.
       logp_chunk_tokens: tokens of a device whose logits exist at once; 0: 512 MiB of them.
-      split_vocabulary: the rows of the LM head may be on several devices.
-      devices: over which XLA splits the tokens.
+      mesh: the devices.
     """
 
     graphdef: nnx.GraphDef
     temperature: float
     remat: decoder.Remat
     logp_chunk_tokens: int
-    split_vocabulary: bool
-    devices: int = 1
+    mesh: Mesh
 
     def __call__(
         self,
@@ -105,8 +104,7 @@ class Forward:
             temperature=self.temperature,
             chunk_tokens=chunk_tokens(self.logp_chunk_tokens, head.shape[0]),
             entropy=entropy,
-            split_vocabulary=self.split_vocabulary,
-            devices=self.devices,
+            mesh=self.mesh,
         )
         # A preference model reads completions from their beginnings: it goes with no packing.
         scores = None if isinstance(part, Packed) else prefix_scores(trained, hidden)

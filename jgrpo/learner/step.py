@@ -37,13 +37,7 @@ from jgrpo.models.logps import Entropy
 from jgrpo.models.lora import joined
 from jgrpo.parallel.hosts import place
 from jgrpo.parallel.lowered import described
-from jgrpo.parallel.rules import (
-    data_sharding,
-    data_size,
-    over_replicas,
-    replicated,
-    split_like,
-)
+from jgrpo.parallel.rules import data_sharding, data_size, over_replicas, replicated, split_like
 from jgrpo.types import AnyArray, Batch, TrainState
 
 # Weights of the layers from which a step takes so long that compiling each layer is worth it.
@@ -273,8 +267,7 @@ class Learner:
             temperature=self.temperature,
             remat=self.remat,
             logp_chunk_tokens=self.logp_chunk_tokens,
-            split_vocabulary=self.mesh.shape["tensor"] > 1,
-            devices=data_size(self.mesh) // self.mesh.shape["replica"],
+            mesh=self.mesh,
         )
 
     @property
@@ -344,17 +337,12 @@ class Learner:
         if parts[0].shape[0] == 1:
             grads, metrics = gradient(params, [x[0] for x in parts])
         else:
-            grads, metrics = accumulated(gradient, params, parts, self._by_owner)
+            owners = self.shardings | self._head_shardings
+            grads, metrics = accumulated(gradient, params, parts, partial(split_like, owners))
         grads = jax.tree.map(lambda x: x.astype(jnp.float32), stack.stacked(grads))
         if self.mesh.shape["replica"] == 1:
             return grads, metrics
         return jax.lax.psum(grads, "replica"), combine_replicas(metrics)
-
-    def _by_owner(self, grads: PyTree) -> PyTree:
-        """Gradients where their weights are; on one device as they come, stacked or not."""
-        if self.mesh.size == 1:
-            return grads
-        return split_like(grads, self.shardings | self._head_shardings)
 
     def _loss(
         self, params: PyTree, data: _Shared, load: Float32[Array, "L X"] | None

@@ -65,8 +65,8 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "P G T H E"], Float[Array, "P G K T E"], Float[Array, "P G K T E"]]:
         """Queries, keys and values of the normed stream, positions rotated in.
 
-        Keys and values leave with heads before positions, as caches hold them. Over a mesh all are
-        split by prompts and heads, whatever the weights are split by.
+        Keys and values leave with heads before positions, as caches hold them; over a mesh all are
+        split by prompts and heads.
         """
         normed = rms_norm(x, self.attn_norm[...], self.arch.norm_eps)
         q, k, v = (dense(normed, self._cast(weight)) for weight in (self.q, self.k, self.v))
@@ -77,12 +77,9 @@ class Block(nnx.Module):
         if self.arch.qk_norm:
             q = rms_norm(q, self.q_norm[...], self.arch.norm_eps)
             k = rms_norm(k, self.k_norm[...], self.arch.norm_eps)
-        k, v = rope(k, *angles).swapaxes(2, 3), v.swapaxes(2, 3)
-        return (
-            by_prompts(rope(q, *angles), mesh, heads=3),
-            by_prompts(k, mesh, heads=2),
-            by_prompts(v, mesh, heads=2),
-        )
+        q, k, v = rope(q, *angles), rope(k, *angles).swapaxes(2, 3), v.swapaxes(2, 3)
+        k, v = (by_prompts(x, mesh, heads=2) for x in (k, v))
+        return by_prompts(q, mesh, heads=3), k, v
 
     def finish(
         self,

@@ -9,11 +9,14 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from jgrpo.parallel.rules import LOGICAL_TO_MESH, free_data_size, split_over
 from jgrpo.types import AnyArray
 
 _LOGITS_AT_ONCE = 2**27
+_SPLIT = LOGICAL_TO_MESH["vocab"], LOGICAL_TO_MESH["model"]
 
 Entropy: TypeAlias = Literal["none", "value", "gradient"]
 
@@ -24,8 +27,13 @@ class _Settings(NamedTuple):
     inverse_temperature: float
     num_chunks: int
     entropy: Entropy
-    split_vocabulary: bool
+    mesh: Mesh | None
     devices: int
+
+    @property
+    def splits_vocabulary(self) -> bool:
+        """Whether the rows of the head may be on several devices."""
+        return self.mesh is not None and self.mesh.shape["tensor"] > 1
 
 
 class _Law(NamedTuple):
@@ -47,15 +55,14 @@ def token_logps(
     temperature: float,
     chunk_tokens: int,
     entropy: Entropy,
-    split_vocabulary: bool = False,
-    devices: int = 1,
+    mesh: Mesh | None = None,
 ) -> tuple[Float[Array, " N"], Float[Array, " N"] | None]:
     """Log-prob of each target under softmax(hidden @ head.T / temperature), full vocabulary.
 
     At most `chunk_tokens` rows of logits exist at once on a device, in the backward pass too, which
     computes them again. (Of a single chunk the compiler keeps the logits instead.) On a mesh each
-    chunk has rows of every device, and each device adds up its own part of the head's gradient, so
-    that these are exchanged once and not for every chunk.
+    chunk has rows of every device; the head is put together once, and each device adds up its own
+    part of the head's gradient, so that nothing is exchanged for every chunk.
 
     Args:
       hidden: hidden states after the last norm; the matrix products run in their dtype and add
@@ -65,19 +72,18 @@ def token_logps(
       temperature: of the sampler; 0 (greedy) means 1.
       chunk_tokens: rows of logits that a device holds at once.
       entropy: also return that of the tempered distribution, as a plain value or differentiable.
-      split_vocabulary: the rows of the head are on several devices. Targets are then found by
-        comparing, which needs no other device's logits.
-      devices: over which tokens are split, N / devices consecutive ones on each; a number that does
-        not divide N counts as 1.
+      mesh: devices over whose free data axes tokens are split, consecutive ones on each, if they
+        divide N; `tensor` may split the rows of the head, `fsdp` its columns. None: one.
 
     Returns:
       Log-probs, and entropies or None.
     """
+    devices = 1 if mesh is None else free_data_size(mesh)
     devices = 1 if hidden.shape[0] % devices else devices
     num_chunks = max(1, -(-hidden.shape[0] // (devices * chunk_tokens)))
     devices = devices if num_chunks > 1 else 1
     inverse_temperature = 1.0 / temperature if temperature else 1.0
-    settings = _Settings(inverse_temperature, num_chunks, entropy, split_vocabulary, devices)
+    settings = _Settings(inverse_temperature, num_chunks, entropy, mesh, devices)
     return _logps(settings, hidden, jnp.asarray(head), targets)
 
 
@@ -95,6 +101,8 @@ def _logps(
 
 
 def _forward(settings: _Settings, hidden: Array, head: Array, targets: Array) -> tuple[Array, _Law]:
+    head = _together(settings, head, hidden.dtype)
+
     def one(chunk: tuple[Array, Array]) -> tuple[Array, _Law]:
         hidden, targets = chunk
         shifted, peak = _shifted(settings, hidden, head)
@@ -113,7 +121,7 @@ def _forward(settings: _Settings, hidden: Array, head: Array, targets: Array) ->
 
 
 def _at_targets(settings: _Settings, logits: Array, targets: Array) -> Array:
-    if settings.split_vocabulary:
+    if settings.splits_vocabulary:
         # The partitioner of jaxlib 0.10.2 aborts on a lookup along a split dim in a shard_map.
         return jnp.where(_hit(targets, logits.shape[-1]), logits, 0.0).sum(axis=-1)
     return jnp.take_along_axis(logits, targets[..., None], axis=-1, mode="clip")[..., 0]
@@ -133,7 +141,8 @@ def _keep(
 
 
 def _backward(settings: _Settings, kept: Any, slopes: tuple[Array, Array | None]) -> Any:
-    hidden, head, targets, law = kept
+    hidden, split_head, targets, law = kept
+    head = _together(settings, split_head, hidden.dtype)
 
     def one(total: Array, chunk: Any) -> tuple[Array, Array]:
         hidden, targets, law, (of_logp, of_entropy) = chunk
@@ -152,15 +161,23 @@ def _backward(settings: _Settings, kept: Any, slopes: tuple[Array, Array | None]
 
     if settings.num_chunks == 1:
         to_head, to_hidden = one(jnp.zeros(()), (hidden, targets, law, slopes))
-        return to_hidden, to_head.astype(head.dtype), None
+        return to_hidden, to_head.astype(split_head.dtype), None
     parts = (settings.devices,) if settings.devices > 1 else ()
     zeros = jnp.zeros((*parts, *head.shape), jnp.float32)
     to_head, to_hidden = jax.lax.scan(one, zeros, _cut(settings, (hidden, targets, law, slopes)))
-    to_head = to_head.sum(0) if parts else to_head
-    return _uncut(to_hidden, hidden.shape[0]), to_head.astype(head.dtype), None
+    if parts:
+        to_head = split_over(to_head.sum(0), settings.mesh, *_SPLIT)
+    return _uncut(to_hidden, hidden.shape[0]), to_head.astype(split_head.dtype), None
 
 
 _logps.defvjp(_keep, _backward)
+
+
+def _together(settings: _Settings, head: Array, dtype: Any) -> Array:
+    """The head with all its columns, where several chunks need it on several devices."""
+    if settings.devices == 1:
+        return head
+    return split_over(jnp.asarray(head, dtype), settings.mesh, _SPLIT[0])
 
 
 def _shifted(

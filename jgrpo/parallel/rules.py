@@ -140,32 +140,54 @@ def by_prompts(x: Array, mesh: Mesh | None, heads: int = 0) -> Array:
       mesh: the devices; None: one.
       heads: a dim of heads, which is split over `tensor`; 0: there is none.
     """
+    if mesh is None or x.shape[0] % free_data_size(mesh):
+        return x
+    between = (None,) * (heads - 1)
+    of_heads = (*between, LOGICAL_TO_MESH["heads"]) if heads else ()
+    return split_over(x, mesh, DATA_AXES, *of_heads)
+
+
+def split_over(x: Array, mesh: Mesh | None, *dims: tuple[str, ...] | str | None) -> Array:
+    """The array with its leading dims split over these axes, so far as they are still XLA's.
+
+    Inside a compiled program.
+
+    Args:
+      x: an array. A dim that its axes do not divide is whole.
+      mesh: the devices; None: one.
+      dims: mesh axes of each; other dims are whole.
+    """
     if mesh is None or mesh.size == 1:
         return x
-    free = [name for name in free_axes(mesh) if mesh.shape[name] > 1]
-    dims: list[Any] = [None] * x.ndim
-    wanted = {0: tuple(name for name in free if name in DATA_AXES)}
-    if heads:
-        wanted[heads] = tuple(name for name in free if name == LOGICAL_TO_MESH["heads"])
-    for dim, axes in wanted.items():
-        if axes and x.shape[dim] % math.prod(mesh.shape[name] for name in axes) == 0:
-            dims[dim] = axes
-    if not any(dims):
+    spec = list[tuple[str, ...] | None]()
+    for size, wanted in zip(x.shape, dims, strict=False):
+        names = (wanted,) if isinstance(wanted, str) else wanted or ()
+        free = tuple(name for name in free_axes(mesh) if name in names and mesh.shape[name] > 1)
+        divides = size % math.prod(mesh.shape[name] for name in free) == 0
+        spec.append(free if free and divides else None)
+    if all(mesh.shape[name] == 1 for name in free_axes(mesh)):
         return x
-    spec, whole = PartitionSpec(*dims), jax.sharding.get_abstract_mesh().empty
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec) if whole else spec)
+    at, whole = PartitionSpec(*spec), jax.sharding.get_abstract_mesh().empty
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, at) if whole else at)
 
 
-def split_like(tree: PyTree, shardings: PyTree[NamedSharding]) -> PyTree:
+def free_data_size(mesh: Mesh) -> int:
+    """Number of parts into which XLA splits prompts: inside of `over_replicas`, of one replica."""
+    return math.prod(mesh.shape[name] for name in free_axes(mesh) if name in DATA_AXES)
+
+
+def split_like(shardings: PyTree[NamedSharding], tree: PyTree) -> PyTree:
     """The arrays laid out so, inside a compiled program and its maps over replicas.
 
     Args:
-      tree: arrays.
       shardings: one for each; none names the axis `replica`.
+      tree: arrays. On one device they stay as they are, however they are stacked.
     """
+    if jax.tree.leaves(shardings)[0].mesh.size == 1:
+        return tree
     whole = jax.sharding.get_abstract_mesh().empty
     put = jax.lax.with_sharding_constraint
-    return jax.tree.map(lambda x, at: put(x, at if whole else at.spec), tree, shardings)
+    return jax.tree.map(lambda at, x: put(x, at if whole else at.spec), shardings, tree)
 
 
 def over_free_axes(

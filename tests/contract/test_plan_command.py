@@ -79,16 +79,30 @@ def test_json_has_every_program_with_memory_exchanges_and_estimate():
     assert code == 0
     assert (told["chips"], told["mesh"]) == (4, MESH)
     programs = {program["name"]: program for program in told["programs"]}
-    assert set(programs) == {"start", "advance", "update"}
+    assert set(programs) == {"_gathered", "start", "advance", "update"}
     for program in programs.values():
         assert sum(program["hbm"].values()) == program["hbm_total"] < told["hbm_of_chip"]
-        assert program["estimate"]["seconds"] > 0
+        assert program["name"] == "_gathered" or program["estimate"]["seconds"] > 0
+    (gathered,) = programs["_gathered"]["collectives"]
+    assert (gathered["kind"], gathered["axes"]) == ("all-gather", ["fsdp"])
+    assert not [c for c in programs["advance"]["collectives"] if c["kind"] == "all-gather"]
     update = programs["update"]
     assert set(update["hbm"]) == KINDS
     over = {(c["kind"], *c["axes"]) for c in update["collectives"]}
     assert ("all-gather", "fsdp") in over
     assert any(kind == "all-reduce" and "replica" in axes for kind, *axes in over)
     assert told["step"]["tokens_per_s"] > 0
+
+
+def test_adapters_and_split_heads_are_planned():
+    words = (*SMALL[:2], "mesh.tensor=2", "model.lora.rank=4")
+    code, told = plan(QUICKSTART, *words, "--topology", "cpu:4")
+    assert code == 0
+    assert told["mesh"] == {"replica": 2, "fsdp": 1, "expert": 1, "tensor": 2}
+    update = next(program for program in told["programs"] if program["name"] == "update")
+    assert update["hbm"]["frozen"] > 10 * update["hbm"]["parameters"]
+    over = {(c["kind"], *c["axes"]) for c in update["collectives"]}
+    assert over == {("all-reduce", "tensor"), ("all-reduce", "replica")}
 
 
 @pytest.mark.slow
