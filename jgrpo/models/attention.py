@@ -144,7 +144,7 @@ class Attention:
         visible = jnp.tril(jnp.ones((T, T), bool))
         if self.kernel == "cudnn":
             return fused_rows(q, *with_prompt(k, v, visible, prompt), implementation="cudnn")
-        return self.plain(q, k, v, visible, (prompt[0], prompt[1], jnp.asarray(prompt[2])))
+        return self.plain(q, k, v, visible, prompt)
 
     def plain(
         self,
@@ -161,17 +161,18 @@ class Attention:
         Left to XLA, the products would bring all heads together: they merge the leading dims.
         """
         function = partial(attend, positions_last=positions_last)
+        shared = None if prefix is None else (prefix[0], prefix[1], jnp.asarray(prefix[2]))
         by_prompt, by_head = self._axes(q.shape[0], k.shape[2])
-        if not by_head:
-            return function(q, k, v, visible, prefix)
+        if self.mesh is None or not by_head:
+            return function(q, k, v, visible, shared)
         of_all = PartitionSpec(by_prompt)
         mask = of_all if visible.ndim == 4 and visible.shape[0] > 1 else PartitionSpec()
         rows = PartitionSpec(by_prompt, None, by_head)
-        shared = PartitionSpec(by_prompt, by_head)
+        keys = PartitionSpec(by_prompt, by_head)
         queries = PartitionSpec(by_prompt, None, None, by_head)
-        of_prefix = None if prefix is None else (shared, shared, of_all)
+        of_prefix = None if prefix is None else (keys, keys, of_all)
         specs = (queries, rows, rows, mask, of_prefix)
-        return over_free_axes(self.mesh, function, specs, queries)(q, k, v, visible, prefix)
+        return over_free_axes(self.mesh, function, specs, queries)(q, k, v, visible, shared)
 
     def _axes(self, prompts: int, heads: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Mesh axes that are still XLA's and split these prompts and heads; those that divide."""
