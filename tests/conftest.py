@@ -119,6 +119,14 @@ def _forget_before_the_kernel_refuses() -> Iterator[None]:
 _TESTS = itertools.count(1)
 
 
+@pytest.fixture
+def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs have the first simulated device alone: programs for eight take longer to compile."""
+    first = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *_: first)
+    monkeypatch.setattr(jax, "device_count", lambda *_: 1)
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The checkout."""
