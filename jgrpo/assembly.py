@@ -175,6 +175,15 @@ def attention_kernel(cfg: Config, platform: str = "") -> Kernel:
     )
 
 
+def attention_on(cfg: Config, mesh: Mesh) -> Attention:
+    """What computes the attention of this model on a mesh.
+
+    Raises:
+      ValueError: as `attention_kernel` does.
+    """
+    return Attention(kernel=attention_kernel(cfg, mesh.devices.flat[0].platform), mesh=mesh)
+
+
 def assemble(cfg: Config) -> Run:
     """Loads model and task and puts the stages together; nothing is compiled or written yet.
 
@@ -188,7 +197,7 @@ def assemble(cfg: Config) -> Run:
         seed=cfg.run.seed,
         dtype=cfg.model.dtype,
         param_dtype=base_dtype(cfg),
-        attention=Attention(kernel=attention_kernel(cfg), mesh=mesh),
+        attention=attention_on(cfg, mesh),
     )
     model, frozen = adapted(cfg, model, mesh)
     task = load_task(cfg.data)
@@ -249,9 +258,8 @@ def make_engine(
     frozen: PyTree = None,
 ) -> Engine:
     """The sampler of a run; without a tokenizer it compiles and does not draw."""
-    platform = mesh.devices.flat[0].platform
-    on_cpu, gather = platform == "cpu", cfg.rollout.gather_weights
-    attention = Attention(kernel=attention_kernel(cfg, platform), mesh=mesh)
+    on_cpu, gather = mesh.devices.flat[0].platform == "cpu", cfg.rollout.gather_weights
+    attention = attention_on(cfg, mesh)
     graphdef, _ = decoder.build(arch, dtype=cfg.model.dtype, attention=attention, gathered=gather)
     return Engine(
         graphdef=graphdef,

@@ -96,7 +96,7 @@ class Watch:
         self._moved = time.monotonic()
 
     def _put(self, text: str) -> None:
-        service.client().key_value_set(f"{_KEY}{self._process}", text, allow_overwrite=True)
+        service.say(_KEY, self._process, text)
 
     def _tell(self) -> None:
         """Tells the others that this process is alive, and notes what they say."""
@@ -104,13 +104,12 @@ class Watch:
         while not self._over.is_set():
             try:
                 self._put(f"{self._name} {beat}")
-                found = service.client().key_value_dir_get(_KEY)
+                found = service.said(_KEY)
             except jax.errors.JaxRuntimeError:
                 time.sleep(_BEAT_S)  # the one that holds the service may be gone: `_look` sees it
                 continue
             now, beat = time.monotonic(), beat + 1
-            for key, text in found:
-                process = int(key.rpartition("/")[2])
+            for process, text in found.items():
                 if self._signs[process].text != text:
                     self._signs[process] = _Sign(text, now)
             self._heard = now

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from jgrpo.models.layers import attend
-from jgrpo.parallel.rules import DATA_AXES, LOGICAL_TO_MESH, free_axes, over_free_axes
+from jgrpo.parallel.rules import LOGICAL_TO_MESH, free_axes, free_data_axes, over_free_axes
 from jgrpo.types import AnyArray
 
 Kernel: TypeAlias = Literal["xla", "splash", "cudnn"]
@@ -178,14 +178,10 @@ class Attention:
         """Mesh axes that are still XLA's and split these prompts and heads; those that divide."""
         if self.mesh is None or self.mesh.size == 1:
             return (), ()
-        sizes, free = self.mesh.shape, free_axes(self.mesh)
-        parts = lambda names: math.prod(sizes[name] for name in names)  # noqa: E731
-        by_prompt = tuple(name for name in free if name in DATA_AXES)
-        by_head = tuple(n for n in free if n == LOGICAL_TO_MESH["heads"] and sizes[n] > 1)
-        return (
-            () if prompts % parts(by_prompt) else by_prompt,
-            () if heads % parts(by_head) else by_head,
-        )
+        axis = LOGICAL_TO_MESH["heads"]
+        size = self.mesh.shape[axis]
+        splits = size > 1 and heads % size == 0 and axis in free_axes(self.mesh)
+        return free_data_axes(self.mesh, prompts), (axis,) if splits else ()
 
     def _splash(
         self,

@@ -6,7 +6,6 @@ lookup inside the learner's map over replicas.
 Letters: P, G, T, D as in `decoder.py`, V vocabulary.
 """
 
-import math
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from jgrpo.parallel.rules import DATA_AXES, LOGICAL_TO_MESH, free_axes, over_free_axes
+from jgrpo.parallel.rules import LOGICAL_TO_MESH, free_data_axes, over_free_axes
 
 _COLUMNS = LOGICAL_TO_MESH["embed"]
 
@@ -46,9 +45,8 @@ def rows_of_split(
       mesh: the devices, over whose data axes prompts are split where these divide them.
       dtype: of the result; the gradient of the table adds up in its own.
     """
-    axes = tuple(name for name in free_axes(mesh) if name in DATA_AXES)
-    by_prompt = tokens.shape[0] % math.prod(mesh.shape[name] for name in axes) == 0
-    spec = PartitionSpec(axes) if by_prompt else PartitionSpec()
+    by_prompt = free_data_axes(mesh, tokens.shape[0])
+    spec = PartitionSpec(by_prompt)
 
     def on_device(columns: Array, ids: Array) -> Array:
         of_all = jax.lax.all_gather(ids, _COLUMNS, tiled=True) if by_prompt else ids

@@ -11,7 +11,6 @@ an expert, L layers.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from jgrpo.models.architecture import Architecture
 from jgrpo.models.int8 import Int8
-from jgrpo.parallel.rules import DATA_AXES, LOGICAL_TO_MESH, free_axes, over_free_axes
+from jgrpo.parallel.rules import LOGICAL_TO_MESH, free_data_axes, over_free_axes
 
 _EXPERT = LOGICAL_TO_MESH["experts"]
 # Numbers of experts up to this are kept in one byte.
@@ -201,9 +200,8 @@ def _over_devices(
     """
     if mesh is None or mesh.size == 1:
         return _by_parts(lambda rows: grouped(*rows, experts), rows, 1)
-    split = tuple(name for name in free_axes(mesh) if name in DATA_AXES)
-    is_split = rows[0].shape[0] % math.prod(mesh.shape[name] for name in split) == 0
-    spec = PartitionSpec(split) if is_split else PartitionSpec()
+    is_split = free_data_axes(mesh, rows[0].shape[0])
+    spec = PartitionSpec(is_split)
 
     def on_device(rows: tuple[Array, Array, Array], experts: Experts) -> Array:
         first = jax.lax.axis_index(_EXPERT) * _number(experts)

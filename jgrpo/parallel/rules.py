@@ -159,16 +159,23 @@ def split_over(x: Array, mesh: Mesh | None, *dims: tuple[str, ...] | str | None)
     """
     if mesh is None or mesh.size == 1:
         return x
+    free = [name for name in free_axes(mesh) if mesh.shape[name] > 1]
+    if not free:
+        return x
     spec = list[tuple[str, ...] | None]()
     for size, wanted in zip(x.shape, dims, strict=False):
         names = (wanted,) if isinstance(wanted, str) else wanted or ()
-        free = tuple(name for name in free_axes(mesh) if name in names and mesh.shape[name] > 1)
-        divides = size % math.prod(mesh.shape[name] for name in free) == 0
-        spec.append(free if free and divides else None)
-    if all(mesh.shape[name] == 1 for name in free_axes(mesh)):
-        return x
+        axes = tuple(name for name in free if name in names)
+        divides = size % math.prod(mesh.shape[name] for name in axes) == 0
+        spec.append(axes if axes and divides else None)
     at, whole = PartitionSpec(*spec), jax.sharding.get_abstract_mesh().empty
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, at) if whole else at)
+
+
+def free_data_axes(mesh: Mesh, rows: int) -> tuple[str, ...]:
+    """The data axes that are still XLA's; none if they do not divide so many prompts."""
+    axes = tuple(name for name in free_axes(mesh) if name in DATA_AXES)
+    return () if rows % free_data_size(mesh) else axes
 
 
 def free_data_size(mesh: Mesh) -> int:

@@ -8,9 +8,20 @@ from typing import Any
 from jax._src import distributed
 
 
-def client() -> Any:
-    """The store of texts by key that all processes share, once they are joined."""
-    return distributed.global_state.client
+def say(folder: str, process: int, text: str) -> None:
+    """Tells all processes something under a key, in the place of what this one said there before.
+
+    Args:
+      folder: the key, with a slash at its end.
+      process: the number of this one.
+      text: what it says.
+    """
+    _client().key_value_set(f"{folder}{process}", text, allow_overwrite=True)
+
+
+def said(folder: str) -> dict[int, str]:
+    """What processes have said under a key so far, by their number."""
+    return {int(key.rpartition("/")[2]): text for key, text in _client().key_value_dir_get(folder)}
 
 
 def address() -> str:
@@ -26,3 +37,7 @@ def process() -> int:
 def processes() -> int:
     """How many processes have joined."""
     return distributed.global_state.num_processes
+
+
+def _client() -> Any:
+    return distributed.global_state.client

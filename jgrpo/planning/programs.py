@@ -25,13 +25,12 @@ from jaxtyping import PyTree
 
 from jgrpo import learning
 from jgrpo.adapting import adapted_shapes, base_dtype
-from jgrpo.assembly import attention_kernel, make_engine, make_learner
+from jgrpo.assembly import attention_on, make_engine, make_learner
 from jgrpo.buckets import bucket
 from jgrpo.config import Config
 from jgrpo.learner.shapes import state_shapes
 from jgrpo.learner.step import Learner
 from jgrpo.models.architecture import Architecture
-from jgrpo.models.attention import Attention
 from jgrpo.models.decoder import build
 from jgrpo.parallel.lowered import with_shardings
 from jgrpo.parallel.mesh import make_mesh
@@ -234,9 +233,7 @@ class _Compiler:
 
 def _stages(cfg: Config, arch: Architecture, mesh: Mesh) -> tuple[Engine, Learner]:
     """Sampler and learner as a run has them, of shapes alone."""
-    platform = mesh.devices.flat[0].platform
-    attention = Attention(kernel=attention_kernel(cfg, platform), mesh=mesh)
-    graphdef, fresh = build(arch, dtype=cfg.model.dtype, attention=attention)
+    graphdef, fresh = build(arch, dtype=cfg.model.dtype, attention=attention_on(cfg, mesh))
     kind = np.dtype(base_dtype(cfg))
     whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, kind), fresh)
     shapes, frozen = adapted_shapes(cfg, arch, whole, mesh)

@@ -68,7 +68,7 @@ class Parents:
         if self.count == 1:
             return
         if error is not None:
-            service.client().key_value_set(f"{_ENDED}{self.index}", f"{error}"[:500])
+            service.say(_ENDED, self.index, f"{error}"[:500])
         jax.distributed.shutdown()
 
     @property
@@ -90,10 +90,10 @@ class Parents:
         if self.count == 1:
             return [message]
         self._said += 1
-        store, folder = service.client(), f"{_SAID}{self._said}/"
-        store.key_value_set(f"{folder}{self.index}", json.dumps(message))
-        while len(found := _under(folder)) < self.count:
-            for process, reason in _under(_ENDED).items():
+        folder = f"{_SAID}{self._said}/"
+        service.say(folder, self.index, json.dumps(message))
+        while len(found := service.said(folder)) < self.count:
+            for process, reason in service.said(_ENDED).items():
                 raise ValueError(f"process {process} has ended the sweep: {reason}")
             time.sleep(_LOOK_S)
         return [json.loads(found[process]) for process in range(self.count)]
@@ -125,12 +125,6 @@ class Parents:
         host = service.address().rpartition(":")[0]
         address = f"{host}:{self.from_first(_free_port)}"
         return dict(zip(VARIABLES, (address, str(self.count), str(self.index)), strict=True))
-
-
-def _under(folder: str) -> dict[int, str]:
-    """What processes have said under a key, by their number."""
-    found = service.client().key_value_dir_get(folder)
-    return {int(key.rpartition("/")[2]): text for key, text in found}
 
 
 def _free_port() -> int:

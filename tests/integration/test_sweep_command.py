@@ -7,26 +7,11 @@ import sys
 from pathlib import Path
 
 from one_device import ONE_DEVICE
+from sweep_files import NOWHERE, write_sweep
 
 from jgrpo import cli
 
 ROOT = Path(__file__).parents[2]
-FILE = """\
-base: {base}
-dir: {folder}/runs
-zip:
-  optim.lr: [1e-4, 3e-4]
-  model.path: [tiny, /nowhere/at/all]
-seeds: [1]
-"""
-BASE = """\
-model: {path: tiny}
-data: {task: chain, num_prompts_per_step: 8, max_prompt_tokens: 16}
-method: {name: grpo, penalty: none, kl_coef: 0}
-rollout: {group_size: 2, max_completion_tokens: 8}
-eval: {num_prompts: 4}
-run: {dir: unused, steps: 1}
-"""
 
 
 def _run(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -47,13 +32,12 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_a_sweep_runs_records_a_failure_and_passes_over_what_is_finished(tmp_path, capsys):
-    (tmp_path / "base.yaml").write_text(BASE)
-    (tmp_path / "sweep.yaml").write_text(FILE.format(base="base.yaml", folder=tmp_path))
+    write_sweep(tmp_path, "tiny", NOWHERE)
     done = _run(tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
     good, bad = _rows(tmp_path / "runs" / "runs.csv")
     assert (good["status"], bad["status"]) == ("done", "failed")
-    assert "/nowhere/at/all" in bad["detail"]
+    assert NOWHERE in bad["detail"]
     summary = json.loads((tmp_path / "runs" / good["name"] / "summary.json").read_text())
     assert float(good["after"]) == summary["eval_after"]["greedy_accuracy"]
     table = _rows(tmp_path / "runs" / "table.csv")

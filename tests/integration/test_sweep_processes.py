@@ -5,24 +5,10 @@ import signal
 from pathlib import Path
 
 from many_processes import ends, saved_steps, start, wait_for_saves
+from sweep_files import NOWHERE, write_sweep
 
-FILE = """\
-base: base.yaml
-dir: {folder}/runs
-zip:
-  optim.lr: [1e-4, 3e-4]
-  model.path: [/nowhere/at/all, tiny]
-seeds: [1]
-"""
-BASE = """\
-model: {path: tiny}
-data: {task: chain, num_prompts_per_step: 8, max_prompt_tokens: 16}
-method: {name: grpo, penalty: none, kl_coef: 0}
-rollout: {group_size: 2, max_completion_tokens: 8}
-eval: {num_prompts: 8}
-checkpoint: {every: 1}
-run: {dir: unused, steps: 100000}
-"""
+# Of the base's: as many held-out prompts as there are devices, and steps until somebody stops it.
+LONG = ("eval.num_prompts=8", "checkpoint.every=1", "run.steps=100000")
 
 
 def statuses(folder: Path) -> list[str]:
@@ -31,10 +17,9 @@ def statuses(folder: Path) -> list[str]:
 
 
 def test_sweep_in_two_processes_fails_stops_and_continues_together(tmp_path: Path):
-    (tmp_path / "base.yaml").write_text(BASE)
-    (tmp_path / "sweep.yaml").write_text(FILE.format(folder=tmp_path))
+    path = write_sweep(tmp_path, NOWHERE, "tiny")
     good = tmp_path / "runs" / "lr=0.0003_path=tiny_seed=1"
-    command = ("train.py", "--sweep", str(tmp_path / "sweep.yaml"))
+    command = ("train.py", "--sweep", str(path), *LONG)
     parents = start(2, *command)
     wait_for_saves(parents, good, 1)
     parents[1].send_signal(signal.SIGTERM)
@@ -47,7 +32,7 @@ def test_sweep_in_two_processes_fails_stops_and_continues_together(tmp_path: Pat
     assert [parent.returncode for parent in parents] == [1, 1], shown
     assert statuses(tmp_path) == ["failed", "done"]
     assert saved_steps(good)[-1] == last
-    assert "/nowhere/at/all" in shown[0][0]
+    assert NOWHERE in shown[0][0]
     of_second = [line for line in shown[1][0].splitlines() if not line.startswith("[Gloo]")]
     assert of_second == []  # the first alone shows
     logs = {path.name for path in (tmp_path / "runs" / "logs").iterdir()}
@@ -55,9 +40,7 @@ def test_sweep_in_two_processes_fails_stops_and_continues_together(tmp_path: Pat
 
 
 def test_processes_that_were_started_with_other_sweeps_say_so(tmp_path: Path):
-    (tmp_path / "base.yaml").write_text(BASE)
-    (tmp_path / "sweep.yaml").write_text(FILE.format(folder=tmp_path))
-    folder = str(tmp_path / "sweep.yaml")
+    folder = str(write_sweep(tmp_path, NOWHERE, "tiny"))
     script = f"""
 import os
 from jgrpo.sweep.runs import run_sweep

@@ -85,15 +85,12 @@ def test_estimate_is_the_longest_of_three(kind, sent):
 
 
 # Experts of 8 hidden units: each token passes 2 of 4.
-MIXED = Architecture(
+MIXED = dataclasses.replace(
+    ARCH,
     family="qwen3_moe",
-    vocab_size=100,
-    d_model=8,
-    num_layers=2,
-    num_heads=2,
     num_kv_heads=2,
-    head_width=4,
     ffn_width=0,
+    tied_embeddings=False,
     num_experts=4,
     experts_per_token=2,
     expert_width=8,
