@@ -29,6 +29,11 @@ def bucket(length: int, step: int = _STEP) -> int:
     return step * (power * 3 // 2 if units <= power * 3 // 2 else power * 2)
 
 
+def power_of_two(number: int) -> int:
+    """The smallest power of two that is at least `number`, and at least 1."""
+    return 1 << max(0, number - 1).bit_length()
+
+
 def left_padded(
     rows: Sequence[Sequence[int]], width: int, pad_id: int = 0
 ) -> tuple[Int[ndarray, "R W"], Bool[ndarray, "R W"]]:

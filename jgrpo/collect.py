@@ -255,7 +255,7 @@ class Collector:
 
         if not asks.to_draw.any():
             return asks.answered(asks.undrawn(prompts), prompts, places)
-        drawn = dataclasses.replace(self.engine, slots=slots).generate(
+        drawn = dataclasses.replace(self.engine, slots=slots, few=True).generate(
             params[role],
             asks.prompts(prompts),
             key,

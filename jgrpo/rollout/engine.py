@@ -59,6 +59,8 @@ class Engine:
         device has all that the other axes leave it; else XLA does so for every token.
       narrow: go on with fewer slots when three quarters of them have nothing left to do. It costs
         programs, and pays where a step takes as long as it has rows.
+      few: run few programs, for calls whose numbers of prompts differ: a power of two of lanes, rings
+        of their last width from the start, and no narrowing.
       frozen: weights beside which those of each call are adapters (`models.lora`), on the mesh.
       turn: held while programs run, where other threads run some too.
       routes: note the experts that each token took, for a learner that is to take them again.
@@ -76,6 +78,7 @@ class Engine:
     unstack: bool = dataclasses.field(default_factory=lambda: jax.default_backend() == "cpu")
     gather: bool = True
     narrow: bool = dataclasses.field(default_factory=lambda: jax.default_backend() == "cpu")
+    few: bool = False
     frozen: PyTree = dataclasses.field(default=None, compare=False)
     turn: AbstractContextManager[Any] = dataclasses.field(default_factory=nullcontext)
     routes: bool = False
@@ -217,6 +220,7 @@ class Engine:
             slots=self.slots,
             ends=Ends(self.eos_ids, stop, self.tokenizer),
             mesh=self.mesh,
+            few=self.few,
         )
 
     def _decode(
@@ -247,8 +251,9 @@ class Engine:
             with self.turn, meter.timed("decode_s"):
                 for lanes in work.assign():
                     state = _admit(self.graphdef, params, state, *work.of_lanes(lanes), lanes)
-                if self.narrow and (places := work.narrow(drawn, _WORTH_CALLS * chunk)) is not None:
-                    state = _narrow(state, *places)
+                if self.narrow and not self.few:
+                    places = work.narrow(drawn, _WORTH_CALLS * chunk)
+                    state = state if places is None else _narrow(state, *places)
                 if (needed := work.width(chunk)) > width or needed <= width // 2:
                     state, width = _resize(state, width=needed), needed
                 orders = (*work.orders_of_lanes(), work.stopped())

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float32, Int, Key, PyTree, UInt
 from numpy import ndarray
 from transformers import PreTrainedTokenizerBase
 
-from jgrpo.buckets import bucket
+from jgrpo.buckets import bucket, power_of_two
 from jgrpo.keys import sequence_keys
 from jgrpo.parallel import hosts
 from jgrpo.parallel.rules import data_sharding, data_size
@@ -79,6 +79,7 @@ class Work:
         slots: int,
         ends: Ends,
         mesh: Mesh,
+        few: bool = False,
         place: Callable[[PyTree, Sharding], PyTree] = hosts.place,
         wanted: Int[ndarray, " P"] | None = None,
         first: Int[ndarray, " P"] | None = None,
@@ -94,6 +95,7 @@ class Work:
           slots: completions in the making at once, over all devices; 0: all.
           ends: what ends a completion.
           mesh: devices; lanes are split over its data axes.
+          few: keep to few shapes (`Engine.few`).
           place: puts arrays there, or says how they would lie.
           wanted: completions of each prompt, at most `group_size`; None: as many.
           first: number of each prompt's first completion, which names its noise; None: 0.
@@ -101,7 +103,7 @@ class Work:
         """
         rows = len(prompts.uid)
         self.prompts, self.max_tokens, self.ends, self.mesh = prompts, max_tokens, ends, mesh
-        self._place = place
+        self._place, self._few = place, few
         self.wanted = np.full(rows, group_size) if wanted is None else np.asarray(wanted)
         self.limits = np.full(rows, max_tokens) if limits is None else np.asarray(limits)
         numbers = np.zeros(rows, np.int64) if first is None else np.asarray(first)
@@ -109,6 +111,8 @@ class Work:
         self.keys = keys[np.arange(rows)[:, None], numbers[:, None] + np.arange(group_size)]
         self.shards = data_size(mesh)
         self.slots, per_shard = layout(rows, group_size, slots, self.shards)
+        if few:
+            per_shard = power_of_two(per_shard)
         lanes = (self.shards, per_shard)
         self.row_of_lane = np.full(lanes, -1)
         # Completions of its row that a lane makes: from the first, before the other.
@@ -310,6 +314,8 @@ class Work:
 
     def width(self, steps: int) -> int:
         """Positions the rings need for the next steps, in a bucket of whole calls."""
+        if self._few:
+            return ring_widths(self.max_tokens, steps)[-1]
         running = np.where(self.over, 0, self.length)
         needed = max(1, int(running.max(initial=0))) + steps - 1
         return bucket(min(needed, max(1, self.max_tokens - 1)), steps)

@@ -10,8 +10,10 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
-from jgrpo.buckets import bucket, left_padded
+from jgrpo.buckets import bucket, left_padded, power_of_two
 from jgrpo.types import Prompts, Rollouts
+
+_STEP = 64  # widths of what is asked: these differ from round to round, and each is a program
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,8 +62,8 @@ class Asks:
         Args:
           slots: `rollout.slots`, the most there may be; 0: no bound.
         """
-        wanted = _power_of_two(int(self.to_draw.sum()))
-        size = _power_of_two(int(self.to_draw.max()))
+        wanted = power_of_two(int(self.to_draw.sum()))
+        size = power_of_two(int(self.to_draw.max()))
         return size, min(wanted, slots) if slots else wanted
 
     def place(self, ask: int, member: int) -> tuple[int, int]:
@@ -78,7 +80,7 @@ class Asks:
             rows.append([*context, *begin])
         width = prompts.tokens.shape[1]
         if self.contexts or any(len(begin) for begin in self.beginnings):
-            width = bucket(max(map(len, rows)))
+            width = bucket(max(map(len, rows)), _STEP)
         tokens, mask = left_padded(rows, width)
         return Prompts(uid=np.asarray(prompts.uid)[self.prompt], tokens=tokens, mask=mask)
 
@@ -152,7 +154,3 @@ def shares(counts: Int[ndarray, " P"], before: Int[ndarray, " P"]) -> Asks:
         counts=np.asarray(counts),
         beginnings=[()] * len(counts),
     )
-
-
-def _power_of_two(number: int) -> int:
-    return 1 << max(0, number - 1).bit_length()

@@ -42,6 +42,7 @@ def generate(root):
         meter=None,
         unstack=False,  # it compiles for longer, and has a test of its own
         narrow=False,  # likewise
+        few=False,
     ):
         engine, params = sampler(
             root,
@@ -54,6 +55,7 @@ def generate(root):
             slots=slots,
             unstack=unstack,
             narrow=narrow,
+            few=few,
         )
         return engine.generate(
             params,
@@ -200,6 +202,20 @@ def test_unequal_groups_draw_the_same_completions(generate):
     np.testing.assert_array_equal(some.finished, whole.finished & wanted)
     expected = [c if w else [] for c, w in zip(completions(whole), wanted.reshape(-1), strict=True)]
     assert completions(some) == expected
+
+
+@pytest.mark.parametrize("devices", [1, by_hand(8)])
+def test_few_programs_serve_many_numbers_of_prompts(generate, devices):
+    """Five to eight prompts have eight lanes, and rings have their last width from the start."""
+    options = {"chunk": 8, "devices": devices, "max_tokens": 40}
+    counts, programs = np.array([3, 0, 2, 3, 1, 3, 2, 1]), engine_module._advance._cache_size
+    generate(prompts(8), **options, counts=counts, few=True)
+    before = programs()
+    for number in (5, 6, 7):
+        drawn = generate(prompts(number), **options, counts=counts[:number], few=True)
+        assert programs() == before
+        assert_same(drawn, generate(prompts(number), counts=counts[:number], max_tokens=40))
+        before = programs()
 
 
 def test_padding_rows_do_not_keep_the_decoding_from_ending(generate):
