@@ -8,6 +8,9 @@ weights, whose log-probs the sampler has stored.
 Sampler and learner take turns on the devices (programs that two threads start may deadlock in their
 collectives), and the sampler comes first: rewards of the next step are computed while this one is
 learned from. What is hidden is the work of the host.
+
+Several processes must start their programs in one order. There the learner waits until the sampler
+has drawn all that it may draw, and a step that was begun is not given up half-way.
 """
 
 import copy
@@ -21,6 +24,7 @@ from jaxtyping import PyTree
 
 from jgrpo.collect import Collector
 from jgrpo.collected import Collected
+from jgrpo.parallel import hosts
 from jgrpo.types import TrainState
 
 SAMPLER = "sampler"
@@ -91,8 +95,15 @@ class Ahead:
         self._begun.add_done_callback(lambda _: drawn.set())
 
     def wait_for_draw(self) -> None:
-        """Returns when a step that was begun leaves the devices to others for the first time."""
-        if self._begun is not None:
+        """Returns when a step that was begun leaves the devices to others, for the first time.
+
+        In several processes: for good.
+        """
+        if self._begun is None:
+            return
+        if hosts.several() and self._collector.cfg.method.sampler != "uniform":
+            futures.wait([self._begun])  # it may draw again when it knows the rewards
+        else:
             self._drawn.wait()
 
     def wait(self) -> None:
@@ -102,9 +113,11 @@ class Ahead:
 
     def give_up(self) -> None:
         """Drops a step that was begun; its thread ends at the next call of the engine."""
-        if self._begun is not None:
+        together = hosts.several()
+        if not together:
             self._given_up.set()
-            futures.wait([self._begun], _PATIENCE_S)
+        if self._begun is not None:
+            futures.wait([self._begun], None if together else _PATIENCE_S)
             self._begun = None
 
     def close(self) -> None:

@@ -235,8 +235,8 @@ class Trainer:
             return {}
         params = jax.tree.map(jnp.copy, self.state.params)
         if step + 1 < self.run.cfg.run.steps:
-            self.ahead.begin(params, step + 1, cursor)
             with self.stopping.interruptible():
+                self.ahead.begin(params, step + 1, cursor)
                 self.ahead.wait_for_draw()
         return {SAMPLER: params}
 

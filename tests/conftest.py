@@ -122,9 +122,19 @@ _TESTS = itertools.count(1)
 @pytest.fixture
 def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs have the first simulated device alone: programs for eight take longer to compile."""
-    first = jax.devices()[:1]
+    _only(1, monkeypatch)
+
+
+@pytest.fixture
+def two_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs have two simulated devices, likewise."""
+    _only(2, monkeypatch)
+
+
+def _only(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = jax.devices()[:count]
     monkeypatch.setattr(jax, "devices", lambda *_: first)
-    monkeypatch.setattr(jax, "device_count", lambda *_: 1)
+    monkeypatch.setattr(jax, "device_count", lambda *_: count)
 
 
 @pytest.fixture(scope="session")

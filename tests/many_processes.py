@@ -10,13 +10,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def start(count: int, *arguments: str) -> list[subprocess.Popen[str]]:
-    """The same command in each of some processes, which find each other and share 8 devices."""
+def start(count: int, *arguments: str, devices: int = 8) -> list[subprocess.Popen[str]]:
+    """The same command in each of some processes, which find each other and share the devices."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     env = os.environ | {
-        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", f"count={8 // count}"),
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", f"count={devices // count}"),
         "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
         "JGRPO_COORDINATOR": address,
         "JGRPO_NUM_PROCESSES": str(count),

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from jgrpo import config_io
@@ -52,5 +54,8 @@ def sample_rows(folder: Path, step: int | None = None) -> list[dict]:
 
 
 def leaves(folder: Path, step: int) -> dict:
-    """What a checkpoint holds, by name."""
-    return ocp.PyTreeCheckpointer().restore(folder / "checkpoints" / str(step))
+    """What a checkpoint holds, by name, whatever devices it was saved from."""
+    reader, path = ocp.PyTreeCheckpointer(), folder / "checkpoints" / str(step)
+    as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+    named = reader.metadata(path).item_metadata
+    return reader.restore(path, restore_args=jax.tree.map(lambda _: as_numpy, named))

@@ -5,14 +5,14 @@ function that compares completions is called when the last of them is there. Whe
 in the table depends on its completions alone, so the order of events changes nothing. A place of a
 group that stays empty is never shown to a function.
 
-Of several processes each scores some of the groups, in turn, and tells the others what it found.
+Of several processes each scores some of the groups, in turn, and tells the others what it found:
+not by the devices, for which another thread may be learning meanwhile (`rollout.lag`).
 
 Letters: N completions, K rewards.
 """
 
 import concurrent.futures
 import dataclasses
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from jgrpo.parallel import hosts
+from jgrpo.parallel import hosts, service
 from jgrpo.rewards.calls import TRL_ARGUMENTS, Call, Kind, Outcome, RewardError, checked
 from jgrpo.rewards.reward import Reward
 from jgrpo.rewards.template import START_DEADLINE_S
@@ -34,6 +34,7 @@ Columns: TypeAlias = Mapping[str, Sequence[Any]]
 _Answer: TypeAlias = tuple[int, tuple[int, ...], Outcome]
 """Number of a reward, the completions of a call, and what became of it."""
 
+_SCORES = service.Channel("scores")
 _LOG = logging.getLogger(__name__)
 _LOG_EVERY_S = 30.0
 
@@ -301,7 +302,7 @@ def _everyones(answers: Callable[[], list[_Answer]]) -> list[_Answer]:
         said["answers"] = [(i, rows, dataclasses.asdict(o)) for i, rows, o in answers()]
     except (ValueError, RewardError) as error:
         problem, said["problem"] = error, str(error)
-    everyones = [json.loads(text) for text in hosts.exchange(json.dumps(said))]
+    everyones = _SCORES.exchange(said)
     if problem is not None:
         raise problem
     for process, others in enumerate(everyones):

@@ -5,11 +5,9 @@ jax's coordination service, since the devices belong to the runs; what a folder 
 reads. The runs meet at an address of their own, which the first chooses.
 """
 
-import json
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TypeVar
@@ -19,8 +17,7 @@ import jax
 from jgrpo.parallel import service
 from jgrpo.parallel.distributed import VARIABLES, initialize
 
-_SAID, _ENDED = "jgrpo/sweep/said/", "jgrpo/sweep/ended/"
-_LOOK_S = 0.2
+_ENDED = "jgrpo/sweep/ended/"
 _SILENT_S = 100
 _T = TypeVar("_T")
 
@@ -43,7 +40,7 @@ class Parents:
         """
         self.index, self.count = 0, 1
         self._joins = joins
-        self._said = 0
+        self._channel = service.Channel("sweep", _check_others)
 
     def __enter__(self) -> "Parents":
         if not self._joins:
@@ -89,20 +86,13 @@ class Parents:
         """
         if self.count == 1:
             return [message]
-        self._said += 1
-        folder = f"{_SAID}{self._said}/"
-        service.say(folder, self.index, json.dumps(message))
-        while len(found := service.said(folder)) < self.count:
-            for process, reason in service.said(_ENDED).items():
-                raise ValueError(f"process {process} has ended the sweep: {reason}")
-            time.sleep(_LOOK_S)
-        return [json.loads(found[process]) for process in range(self.count)]
+        return self._channel.exchange(message)
 
     def from_first(self, find: Callable[[], _T]) -> _T:
         """What the first process finds, as JSON makes it, in all; the others do not look."""
         if self.count == 1:
             return find()
-        return json.loads(self.exchange(json.dumps(find()) if self.is_first else "")[0])
+        return self._channel.exchange(find() if self.is_first else None)[0]
 
     def check_alike(self, what: str) -> None:
         """Makes sure that all were started to do the same.
@@ -125,6 +115,11 @@ class Parents:
         host = service.address().rpartition(":")[0]
         address = f"{host}:{self.from_first(_free_port)}"
         return dict(zip(VARIABLES, (address, str(self.count), str(self.index)), strict=True))
+
+
+def _check_others() -> None:
+    for process, reason in service.said(_ENDED).items():
+        raise ValueError(f"process {process} has ended the sweep: {reason}")
 
 
 def _free_port() -> int:

@@ -194,7 +194,7 @@ from jgrpo.parallel.distributed import initialize
 from jgrpo.together import check_alike
 
 initialize()
-for words in ([f"run.seed={hosts.index()}"], ["rollout.lag=1"], ["method=ws_preference"], []):
+for words in ([f"run.seed={hosts.index()}"], []):
     try:
         check_alike(config_io.load("configs/quickstart.yaml", words))
         print("- fine")
@@ -203,17 +203,15 @@ for words in ([f"run.seed={hosts.index()}"], ["rollout.lag=1"], ["method=ws_pref
 """
 
 
-def test_what_processes_cannot_share_is_refused_in_all():
+def test_processes_that_were_started_otherwise_are_refused_in_all():
     said = []
     for process in start(2, "-c", ALIKE):
         out, err = process.communicate(timeout=60)
         assert process.returncode == 0, err
         said.append([line for line in out.splitlines() if line.startswith("-")])
     assert said[0] == said[1]
-    other, lag, method, fine = said[0]
+    other, fine = said[0]
     assert "must be started with the same config" in other
-    assert "rollout.lag 1" in lag
-    assert "'ws_preference': a preference model" in method
     assert fine == "- fine"
 
 
