@@ -302,5 +302,9 @@ def make_learner(
         microbatch_completions=cfg.optim.microbatch_completions,
         log_entropy=cfg.log.entropy,
         packing=cfg.optim.packing and not algo.needs(cfg.method) & {"preference", "prefix_scores"},
-        router=RouterLoss(balance=cfg.model.router_aux_coef, z=cfg.model.router_z_coef),
+        router=RouterLoss(
+            balance=cfg.model.router_aux_coef,
+            z=cfg.model.router_z_coef,
+            replay=cfg.model.routing_replay != "measure",
+        ),
     )

@@ -63,8 +63,9 @@ class ModelConfig:
     """Coefficient of the loss that balances the load of experts, over the whole batch."""
     router_z_coef: Annotated[float, Ge(0.0)] = 0.0
     """Coefficient of the squared log-sum-exp of the logits of routers."""
-    routing_replay: Literal["off", "r2", "r3"] = "off"
-    """Train with the experts that the learner (`r2`) or the sampler (`r3`) took in the rollout."""
+    routing_replay: Literal["off", "measure", "r2", "r3"] = "off"
+    """Train with the experts that the learner (`r2`) or the sampler (`r3`) took in the rollout.
+    `measure`: with those that the router picks, and say how many differ from the learner's then."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -215,7 +215,7 @@ def _with_logps(
     extra: dict[str, float] = {}
     batch = _with_ratios(cfg.method, batch, collected)
     at, old_logp, facts = sampling_params(state), None, None
-    if cfg.model.routing_replay == "r2":
+    if cfg.model.routing_replay in ("measure", "r2"):
         old_logp, *routes = fetch(run.learner.routes(at, batch))
         batch = with_routes(batch, *routes)
     if needed & {"values", "entropy_mask"}:

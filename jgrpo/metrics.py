@@ -179,6 +179,9 @@ METRICS: Mapping[str, Metric] = {
     "loss/router": Metric("loss", "what routers of experts add, coefficients included"),
     "loss/total": Metric("loss", "what the gradient is taken of", "loss"),
     "ratio/mean": Metric("1", "mean ratio of policy to old policy over trained tokens"),
+    "ratio/variance": Metric(
+        "1", "mean (ratio - 1)^2 over trained tokens; 1 is the mean under the old policy"
+    ),
     "ratio/clip_fraction": Metric(
         "fraction", "trained tokens whose gradient the trust slot cuts", "clip_ratio/region_mean"
     ),
@@ -206,7 +209,7 @@ METRICS: Mapping[str, Metric] = {
     ),
     "router/z": Metric("1", "squared log-sum-exp of routers' logits, mean over tokens and layers"),
     "router/differs": Metric(
-        "fraction", "tokens for which a router would not pick the experts that are taken again"
+        "fraction", "tokens for which a router would not pick the experts of the rollout"
     ),
     "value/mean": Metric("reward", "mean of the critic's predictions over trained tokens"),
     "value/squared_error": Metric(

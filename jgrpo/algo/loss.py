@@ -199,6 +199,7 @@ def _ratio_metrics(
     }
     return {
         "ratio/mean": jnp.sum(token_share * ratio),
+        "ratio/variance": jnp.sum(token_share * jnp.square(ratio - 1.0)),
         "ratio/clip_fraction": low + high,
         "ratio/clip_low_fraction": low,
         "ratio/clip_high_fraction": high,

@@ -55,6 +55,7 @@ class Forward:
       remat: what the backward pass recomputes.
       logp_chunk_tokens: tokens of a device whose logits exist at once; 0: 512 MiB of them.
       mesh: the devices.
+      replay: take the experts that a batch names; else compare those taken with them.
     """
 
     graphdef: nnx.GraphDef
@@ -62,6 +63,7 @@ class Forward:
     remat: decoder.Remat
     logp_chunk_tokens: int
     mesh: Mesh
+    replay: bool = True
 
     def __call__(
         self,
@@ -92,7 +94,7 @@ class Forward:
                 part.prompts,
                 part.tokens,
                 remat=self.remat,
-                routes=moe.Routes(experts=part.experts, load=load),
+                routes=moe.Routes(experts=part.experts, load=load, taken=self.replay),
             )
             targets = jnp.asarray(part.tokens)
             by_completion = lambda x: x.reshape(targets.shape)  # noqa: E731
@@ -142,7 +144,7 @@ def completion_hidden(
       The states, what the routers say at them, and the experts taken for the prompts' tokens;
       None each without experts.
     """
-    told = moe.Routes(experts=prompts.experts, load=routes.load)
+    told = dataclasses.replace(routes, experts=prompts.experts)
     last, cache = decoder.prefill(
         graphdef, params, prompts.tokens, prompts.mask, remat=remat, routes=told
     )

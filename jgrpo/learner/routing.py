@@ -22,18 +22,20 @@ from jgrpo.types import AnyArray, Batch
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RouterLoss:
-    """Coefficients of what routers add to the loss.
+    """What routers add to the loss, and whose experts they take.
 
     Attributes:
-      balance: of the load-balancing loss.
-      z: of the squared log-sum-exp of the routers' logits.
+      balance: coefficient of the load-balancing loss.
+      z: coefficient of the squared log-sum-exp of the routers' logits.
+      replay: take the experts that a batch names; else compare those taken with them.
     """
 
     balance: float = 0.0
     z: float = 0.0
+    replay: bool = True
 
     def __call__(
-        self, said: Terms, share: Float32[Array, "P G T"], *, loaded: bool, replayed: bool
+        self, said: Terms, share: Float32[Array, "P G T"], *, loaded: bool, compared: bool
     ) -> tuple[Float32[Array, ""], Metrics]:
         """The term of the loss, which adds up over the parts of a batch, and metrics.
 
@@ -41,14 +43,14 @@ class RouterLoss:
           said: by the routers, where each token is predicted.
           share: of each token in a mean over the trained tokens of the whole batch.
           loaded: whether the routers know the load of the experts.
-          replayed: whether the experts are given.
+          compared: whether experts are given.
         """
         mean = lambda x: jnp.sum(share * x)  # noqa: E731
         loss = self.balance * mean(said.balance) + self.z * mean(said.z)
         metrics = {"loss/router": loss, "router/z": mean(said.z)}
         if loaded:
             metrics["router/balance"] = mean(said.balance)
-        if replayed:
+        if compared:
             metrics["router/differs"] = mean(said.differs)
         return loss, jax.tree.map(jax.lax.stop_gradient, metrics)
 
@@ -95,7 +97,7 @@ def global_load(
 
     def of_part(part: list[Array]) -> Array:
         batch, share = join(part)
-        experts = batch.experts
+        experts = batch.experts if forward.replay else None
         if experts is None:
             experts = forward(params, batch, "none").experts
         assert experts is not None, "the batch is packed, or the model has no experts"

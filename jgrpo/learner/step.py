@@ -67,7 +67,7 @@ class Learner:
         it does not matter which experts each token takes.
       log_entropy: compute the mean entropy, whether or not the loss needs entropies.
       unstack: loop over the layers in place of a scan (`stack.unstacked`); None: where it pays.
-      router: coefficients of what routers of experts add to the loss.
+      router: what is asked of routers of experts.
     """
 
     graphdef: nnx.GraphDef
@@ -268,6 +268,7 @@ class Learner:
             remat=self.remat,
             logp_chunk_tokens=self.logp_chunk_tokens,
             mesh=self.mesh,
+            replay=self.router.replay,
         )
 
     @property
@@ -377,7 +378,7 @@ class Learner:
             value_loss, value_metrics = critic_loss(self.method, facts.values, batch, share)
             loss, metrics = loss + value_loss, metrics | value_metrics
         if facts.router is not None:
-            given = {"loaded": load is not None, "replayed": batch.experts is not None}
+            given = {"loaded": load is not None, "compared": batch.experts is not None}
             router_loss, router_metrics = self.router(facts.router, share, **given)
             loss, metrics = loss + router_loss, metrics | router_metrics
         if batch.score_weights is not None:

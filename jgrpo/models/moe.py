@@ -77,10 +77,12 @@ class Routes:
     Attributes:
       experts: numbers of the experts to take for each token, `[..., L, k]`; None: the likeliest.
       load: share of the tokens of the whole batch that each expert gets, `[L, X]`; or None.
+      taken: whether those experts are taken; else the likeliest are, and compared with them.
     """
 
     experts: Any = None
     load: Any = None
+    taken: bool = dataclasses.field(default=True, metadata={"static": True})
 
 
 def mixture(
@@ -116,7 +118,8 @@ def mixture(
     logits = jnp.einsum("...d,dx->...x", x, router, preferred_element_type=jnp.float32)
     law = jax.nn.softmax(logits)
     own = jax.lax.top_k(law, arch.experts_per_token)[1]
-    chosen = own if routes.experts is None else jnp.asarray(routes.experts, jnp.int32)
+    given = None if routes.experts is None else jnp.asarray(routes.experts, jnp.int32)
+    chosen = given if given is not None and routes.taken else own
     weight = jnp.take_along_axis(law, chosen, axis=-1)
     if arch.norm_topk:
         weight = weight / weight.sum(-1, keepdims=True)
@@ -129,8 +132,8 @@ def mixture(
         else arch.num_experts * jnp.einsum("...x,x->...", law, routes.load),
         z=jnp.square(jax.nn.logsumexp(logits, axis=-1)),
         differs=nothing
-        if routes.experts is None
-        else (jnp.sort(own) != jnp.sort(chosen)).any(-1).astype(jnp.float32),
+        if given is None
+        else (jnp.sort(own) != jnp.sort(given)).any(-1).astype(jnp.float32),
     )
     return y, Routed(experts=chosen.astype(number_dtype(arch)), terms=terms)
 

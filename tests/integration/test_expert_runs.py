@@ -55,9 +55,10 @@ def words(folder, *more):
                 "mesh.expert=2",
             )
         ),
+        by_hand(("model.routing_replay=measure", "optim.minibatches=2", "optim.lr=1e-2")),
         ("method=gspo", "model.routing_replay=r3", "rollout.slots=16", "model.dtype=bfloat16"),
     ],
-    ids=["gspo", "r2", "r3"],
+    ids=["gspo", "r2", "measure", "r3"],
 )
 def test_three_steps_of_a_model_of_experts(folder, tmp_path, more):
     run(tmp_path, *words(folder, *more))

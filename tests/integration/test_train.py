@@ -152,8 +152,9 @@ MORE = {
     [by_hand(m) if m in ASKED_AGAIN else m for m in sorted(METHODS.keys() - STATEFUL.keys())],
 )
 def test_every_method_trains(tmp_path, method, one_device):
-    few = ["data.num_prompts_per_step=4", "eval.num_prompts=4"]
-    more = [*few, "rollout.max_completion_tokens=48", *MORE.get(method, [])]
+    few = ["data.num_prompts_per_step=4", "eval.num_prompts=4", "log.entropy=false"]
+    one_shape = ["rollout.max_completion_tokens=48", "rollout.chunk_tokens=48"]
+    more = [*few, *one_shape, *MORE.get(method, [])]
     run(tmp_path, "run.steps=3", f"method={method}", *more)
     rows = metrics(tmp_path)
     assert len(rows) == 3

@@ -156,6 +156,16 @@ def test_given_routes_are_taken_whatever_the_routers_say(settings):
     assert moved.max() > 1e-4  # weights of given experts are the router's still
 
 
+def test_routes_may_be_compared_and_not_taken():
+    """As without them, and the same said of how many differ: of all, and of none."""
+    measured = dataclasses.replace(BOTH, replay=False)
+    for batch, differs in ((other_routes(), stepped(other_routes())[1]["router/differs"]),
+                           (with_routes(batch_of(), *routes_of()[1:]), 0.0)):  # fmt: skip
+        params, metrics = stepped(batch, router=measured)
+        assert metrics.pop("router/differs") == pytest.approx(differs)
+        assert_close((params, metrics), whole_step())
+
+
 def draw(root, *, count=P, slots=0, **settings):
     """Rollouts with routes noted; 32 completions in as many slots, or in fewer."""
     engine, params = sampler(root, MOE, eos_ids=(1,), chunk_tokens=2, slots=slots, **settings)
