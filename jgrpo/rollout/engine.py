@@ -59,8 +59,8 @@ class Engine:
         device has all that the other axes leave it; else XLA does so for every token.
       narrow: go on with fewer slots when three quarters of them have nothing left to do. It costs
         programs, and pays where a step takes as long as it has rows.
-      few: run few programs, for calls whose numbers of prompts differ: a power of two of lanes, rings
-        of their last width from the start, and no narrowing.
+      few: run few programs, for calls whose numbers of prompts differ: lanes in powers of two,
+        rings of their last width from the start, and no narrowing.
       frozen: weights beside which those of each call are adapters (`models.lora`), on the mesh.
       turn: held while programs run, where other threads run some too.
       routes: note the experts that each token took, for a learner that is to take them again.
