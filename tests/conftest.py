@@ -6,11 +6,14 @@ them when it is imported, hence the order of the lines here.
 
 import gc
 import getpass
+import importlib
 import importlib.util
 import itertools
 import os
+import sys
 import tempfile
-from collections.abc import Iterator
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +138,15 @@ def _only(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     first = jax.devices()[:count]
     monkeypatch.setattr(jax, "devices", lambda *_: first)
     monkeypatch.setattr(jax, "device_count", lambda *_: count)
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> Iterator[Callable[[str], types.ModuleType]]:
+    """Imports a program of benchmarks/ by its name; they import each other."""
+    folder = str(ROOT / "benchmarks")
+    sys.path.insert(0, folder)
+    yield importlib.import_module
+    sys.path.remove(folder)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """benchmarks/compare.py: equal budgets, intervals, counted failures, and no run made twice."""
 
-import importlib
 import json
 import math
 import sys
@@ -23,15 +22,13 @@ PUBLISHED = (
 
 
 @pytest.fixture(scope="module")
-def compare():
-    sys.path.insert(0, str(BENCHMARKS))
-    yield importlib.import_module("compare")
-    sys.path.remove(str(BENCHMARKS))
+def compare(benchmark):
+    return benchmark("compare")
 
 
 @pytest.fixture(scope="module")
-def records(compare):
-    return importlib.import_module("records")
+def records(benchmark):
+    return benchmark("records")
 
 
 def record(seed, accuracy, method="grpo", **more):

@@ -1,9 +1,5 @@
 """benchmarks/paged.py: groups in pages attend as the cascade does, and what is counted as read."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import jax.errors
 import jax.numpy as jnp
 import numpy as np
@@ -12,16 +8,13 @@ from jax.experimental.pallas import tpu as pltpu
 
 from jgrpo.models.layers import attend
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 P, G, LP, W, H, K, E, PAGE = 2, 3, 21, 19, 4, 2, 128, 8
 PROMPTS, LENGTHS = np.array([21, 10]), np.array([[1, 19, 7], [6, 5, 14]])
 
 
 @pytest.fixture(scope="module")
-def paged():
-    sys.path.insert(0, str(BENCHMARKS))
-    yield importlib.import_module("paged")
-    sys.path.remove(str(BENCHMARKS))
+def paged(benchmark):
+    return benchmark("paged")
 
 
 def group(dtype):

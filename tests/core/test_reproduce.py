@@ -1,13 +1,10 @@
 """benchmarks/reproduce.py: equal budgets, what is read off the runs, verdicts, and the data."""
 
-import importlib
 import json
 import math
 import re
-import sys
 import time
 from hashlib import sha256
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,29 +13,26 @@ from jgrpo.data import chain
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("scipy")
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def reproduce():
-    sys.path.insert(0, str(BENCHMARKS))
-    yield importlib.import_module("reproduce")
-    sys.path.remove(str(BENCHMARKS))
+def reproduce(benchmark):
+    return benchmark("reproduce")
 
 
 @pytest.fixture(scope="module")
-def claims(reproduce):
-    return importlib.import_module("claims")
+def claims(benchmark):
+    return benchmark("claims")
 
 
 @pytest.fixture(scope="module")
-def verdicts(reproduce):
-    return importlib.import_module("verdicts")
+def verdicts(benchmark):
+    return benchmark("verdicts")
 
 
 @pytest.fixture(scope="module")
-def lessons(reproduce):
-    return importlib.import_module("lessons")
+def lessons(benchmark):
+    return benchmark("lessons")
 
 
 def record(task, arm, seed, accuracy, tokens=100.0, **more):
