@@ -161,7 +161,8 @@ ARMS: Mapping[str, tuple[str, ...]] = {
     "grpo_lambda": ("method=grpo_lambda",),
     "train_long_think_short": (
         *("method=train_long_think_short", BOTH, "method.budget_start_tokens=64"),
-        "method.budget_every_steps=10",
+        # Its model reads no words: the budget is paid for and not told.
+        *("method.budget_every_steps=10", "method.plan=uniform"),
     ),
     "g2rpo_a": ("method=g2rpo_a", *GUIDED),
     "g2rpo_fixed": ("method=g2rpo_a", *GUIDED, "method.guidance=constant"),
