@@ -247,7 +247,8 @@ class Collector:
             return self.engine.generate(
                 params[role], prompts, key, group_size=size, **self._limits, **shared
             )
-        size, slots = asks.sizes(cfg.rollout.slots)
+        whole = len(prompts.uid) * cfg.group_drawn  # no more memory than for whole groups
+        size, slots = asks.sizes(cfg.rollout.slots or whole)
 
         def behind_its_beginning(row: int, tokens: list[int]) -> None:
             ask, member = divmod(row, size)

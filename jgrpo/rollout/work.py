@@ -111,8 +111,9 @@ class Work:
         self.keys = keys[np.arange(rows)[:, None], numbers[:, None] + np.arange(group_size)]
         self.shards = data_size(mesh)
         self.slots, per_shard = layout(rows, group_size, slots, self.shards)
-        if few:
-            per_shard = power_of_two(per_shard)
+        rounded = power_of_two(per_shard)
+        if few and (slots == 0 or rounded * self.slots * self.shards <= slots):
+            per_shard = rounded
         lanes = (self.shards, per_shard)
         self.row_of_lane = np.full(lanes, -1)
         # Completions of its row that a lane makes: from the first, before the other.
