@@ -68,6 +68,7 @@ def test_metrics_on_ft():
     u = np.array([0.5, -0.2, 0.05, 0.15, -0.15])
     expected = {
         "ratio/mean": np.exp(d).mean(),
+        "ratio/variance": np.square(np.exp(d) - 1).mean(),
         "ratio/clip_fraction": 0.4,
         "ratio/clip_low_fraction": 0.2,
         "ratio/clip_high_fraction": 0.2,
