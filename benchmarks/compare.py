@@ -26,6 +26,7 @@ import numpy as np
 from curves import ROOT, rows, write_section
 from records import (
     Record,
+    by,
     draw_interval,
     failures,
     interval,
@@ -148,14 +149,6 @@ def measured(folder: Path, summary: Record) -> Record:
     return found | origin(folder) | skipped(metrics)
 
 
-def cells(records: Sequence[Record]) -> dict[tuple[str, int], list[Record]]:
-    """The runs by method and group size, in the order of their coming."""
-    found: dict[tuple[str, int], list[Record]] = {}
-    for record in records:
-        found.setdefault((record["method"], record["group"]), []).append(record)
-    return found
-
-
 def table(records: Sequence[Record]) -> str:
     """Means over the seeds that did not fail, with 95 % intervals, and the failures."""
     lines = [
@@ -163,7 +156,7 @@ def table(records: Sequence[Record]) -> str:
         " length | clipped tokens | failed |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for (name, group), runs in cells(records).items():
+    for (name, group), runs in by(records, "method", "group").items():
         good = [run for run in runs if "failure" not in run]
         means = ("accuracy", "reward", "reward_all")
         shown = [plus_minus([run[what] for run in good]) for what in means]
@@ -181,7 +174,7 @@ def plot(records: Sequence[Record], path: Path) -> None:
     figure, panels = plt.subplots(
         1, len(groups), figsize=size, sharey=True, squeeze=False, layout="constrained"
     )
-    by_cell = cells(records)
+    by_cell = by(records, "method", "group")
     for axes, group in zip(panels[0], groups, strict=True):
         for height, name in enumerate(names):
             runs = [run for run in by_cell.get((name, group), []) if "failure" not in run]

@@ -9,7 +9,7 @@ routers pick (`measure`: the drift is told), with those of the learner (`r2`) an
 (`r3`). The model is the embedded one with each feed-forward cut into slices that two experts begin
 as (upcycling, arXiv:2212.05055), and trained on worked solutions for a while. A run is a file under
 --out, made once; one that fails is counted. --publish puts table and plot into docs/results.md.
-Needs the `plots` extra.
+Needs the `plots` extra. It has not been run whole yet.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import matplotlib as mpl
@@ -27,6 +28,7 @@ from curves import ROOT, rows, write_section
 from numpy import ndarray
 from records import (
     Record,
+    by,
     checked,
     failures,
     keep_compiled,
@@ -36,18 +38,18 @@ from records import (
     recorded,
     skipped,
     taken,
+    taught,
 )
+from reproduce import load
 from safetensors.numpy import load_file, save_file
 
-from jgrpo import config_io
-from jgrpo.export import export
 from jgrpo.files import write_atomically
 from jgrpo.run import train
 
 mpl.use("agg")
 import matplotlib.pyplot as plt
 
-CONFIGS, TINY = ROOT / "configs", ROOT / "jgrpo" / "assets" / "tiny"
+TINY = ROOT / "jgrpo" / "assets" / "tiny"
 SLICES, COPIES, EACH = 4, 2, 2
 """Parts of a feed-forward, experts that begin as each, experts that a token takes."""
 METHODS, REPLAYS, UPDATES, LAST = ("grpo", "gspo"), ("measure", "r2", "r3"), 4, 5
@@ -170,16 +172,9 @@ def prepare(out: Path, steps: int) -> None:
       ValueError: if one is there that was made otherwise.
     """
     folder, words = out / "base", [*BASE, f"run.steps={steps}"]
-    made = {"settings": words}
-    if (folder / "exported").exists():
-        checked(folder / "made.json", made)
-        return
-    upcycled(folder / "begun")
-    more = [f"model.path={folder / 'begun'}", f"run.dir={folder / 'run'}"]
-    summary = train(config_io.load(CONFIGS / "sft_tiny.yaml", [*words, *more]))
-    accuracy = {when: summary[f"eval_{when}"]["greedy_accuracy"] for when in ("before", "after")}
-    write_atomically(folder / "made.json", json.dumps(made | accuracy) + "\n")
-    export(folder / "run", folder / "exported")
+    more = [f"model.path={out / 'upcycled'}", f"run.dir={folder}"]
+    upcycled(out / "upcycled")
+    taught(folder, {"settings": words}, partial(load, out, [*words, *more], "sft_tiny.yaml"))
 
 
 def settings(rate: str, method: str, replay: str, seed: int, steps: int) -> list[str]:
@@ -201,11 +196,9 @@ def result(
 ) -> Record:
     """The record of a run, from its file or from running it."""
     facts = known(rate, method, replay, seed, args)
-    words = [word.replace("{out}", str(out)) for word in facts["settings"]]
 
     def make(folder: Path) -> Record:
-        cfg = config_io.load(CONFIGS / "quickstart.yaml", [*words, f"run.dir={folder}"])
-        return measured(folder, train(cfg))
+        return measured(folder, train(load(out, [*facts["settings"], f"run.dir={folder}"])))
 
     return recorded(out, stem(rate, method, replay, seed), facts, make)
 
@@ -230,7 +223,7 @@ def table(records: Sequence[Record]) -> str:
         + " | failed |",
         "|---" * (6 + len(heads)) + "|",
     ]
-    for (rate, method, replay), runs in arms_of(records).items():
+    for (rate, method, replay), runs in by(records, "rate", "method", "replay").items():
         good = [run for run in runs if "failure" not in run]
         ends = [float(np.mean(run["steps"]["reward/mean"][-LAST:])) for run in good]
         cells = [plus_minus([run["accuracy"] for run in good]), plus_minus(ends)]
@@ -241,22 +234,13 @@ def table(records: Sequence[Record]) -> str:
     return "\n".join(lines)
 
 
-def arms_of(records: Sequence[Record]) -> dict[tuple[str, str, str], list[Record]]:
-    """The runs by rate, method and replay, in the order of their coming."""
-    found: dict[tuple[str, str, str], list[Record]] = {}
-    for record in records:
-        arm = (record["rate"], record["method"], record["replay"])
-        found.setdefault(arm, []).append(record)
-    return found
-
-
 def plot(records: Sequence[Record], path: Path) -> None:
     """Draws what is shown of every step, mean over the seeds: a panel each, a line an arm."""
     figure, panels = plt.subplots(
         1, len(SHOWN), figsize=(3.2 * len(SHOWN), 3), layout="constrained"
     )
     for axes, (name, title) in zip(panels, SHOWN.items(), strict=True):
-        for (_, method, replay), runs in arms_of(records).items():
+        for (_, method, replay), runs in by(records, "rate", "method", "replay").items():
             good = [run["steps"][name] for run in runs if "failure" not in run]
             if not good:
                 continue

@@ -1,7 +1,8 @@
 """Runs that are made once and recorded in a file each, and statistics over their seeds.
 
-What `compare.py` and `reproduce.py` share: a run is a JSON file under a folder, with the settings
-it was made with; a run that raises is recorded as a failure. Nothing here knows a method.
+What `compare.py`, `reproduce.py` and `experts.py` share: a run is a JSON file under a folder, with
+the settings it was made with; a run that raises is recorded as a failure. Nothing here knows a
+method.
 """
 
 import contextlib
@@ -21,7 +22,10 @@ import jax
 import numpy as np
 from scipy import stats
 
+from jgrpo.config import Config
+from jgrpo.export import export
 from jgrpo.files import read_json, write_atomically
+from jgrpo.run import train
 from jgrpo.stopping import EXIT_CODES, Stopped
 
 TRIES = 3
@@ -156,6 +160,35 @@ def skipped(rows: Sequence[Record]) -> Record:
     """A failure, if updates of a run were skipped because they were not finite."""
     count = sum(row["optim/skipped_updates"] for row in rows)
     return {"failure": f"{count:.0f} updates were not finite"} if count else {}
+
+
+def by(records: Sequence[Record], *names: str) -> dict[tuple[Any, ...], list[Record]]:
+    """The records that agree in some fields, in the order of their coming."""
+    found: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        found.setdefault(tuple(record[name] for name in names), []).append(record)
+    return found
+
+
+def taught(folder: Path, made: Record, load: Callable[[], Config]) -> None:
+    """Trains and exports what runs begin with, if it is not there.
+
+    Args:
+      folder: of the training run; the export lies in it.
+      made: what it is made of.
+      load: gives the config of the training run.
+
+    Raises:
+      ValueError: if one is there that was made otherwise.
+    """
+    if (folder / "exported").exists():
+        checked(folder / "made.json", made)
+        return
+    begin = time.perf_counter()
+    train(load())
+    seconds = round(time.perf_counter() - begin, 1)
+    write_atomically(folder / "made.json", json.dumps(made | {"seconds": seconds}) + "\n")
+    export(folder, folder / "exported")
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

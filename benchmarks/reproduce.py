@@ -14,7 +14,6 @@ program runs. Needs the `plots` extra.
 """
 
 import argparse
-import json
 import math
 import os
 import platform
@@ -22,6 +21,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,13 +37,13 @@ from records import (
     recorded,
     skipped,
     taken,
+    taught,
 )
 from verdicts import LAST, begun, page, plot
 
 from jgrpo import config_io
 from jgrpo.algo import METHODS, needs
 from jgrpo.config import Config
-from jgrpo.export import export
 from jgrpo.files import read_json, write_atomically
 from jgrpo.run import train
 
@@ -166,22 +166,15 @@ def prepare(out: Path, tasks: Sequence[str], quick: bool) -> None:
         folder, base = out / "bases" / name, BASES[name]
         words = [*base.settings, *(QUICK_BASE if quick else ())]
         made = {"settings": words, "data": digests(words)}
-        if (folder / "exported").exists():
-            checked(folder / "made.json", made)
-            continue
-        begin = time.perf_counter()
-        train(load(out, [*words, f"run.dir={folder}"], base.config))
-        seconds = round(time.perf_counter() - begin, 1)
-        write_atomically(folder / "made.json", json.dumps(made | {"seconds": seconds}) + "\n")
-        export(folder, folder / "exported")
+        taught(folder, made, partial(load, out, [*words, f"run.dir={folder}"], base.config))
 
 
 def known(task: str, arm: str, seed: int, quick: bool) -> Record:
     """What is known of a run before it is made; a record with anything else is of another run."""
     words, base = settings(task, arm, seed, quick), TASKS[task].base
-    taught = list(BASES[base].settings) if base in BASES else []
-    facts = {"task": task, "arm": arm, "seed": seed, "settings": words, "base": taught}
-    return facts | {"data": digests([*words, *taught])}
+    lessons = list(BASES[base].settings) if base in BASES else []
+    facts = {"task": task, "arm": arm, "seed": seed, "settings": words, "base": lessons}
+    return facts | {"data": digests([*words, *lessons])}
 
 
 def result(out: Path, task: str, arm: str, seed: int, quick: bool) -> Record:

@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jgrpo import config_io
-
 pytest.importorskip("matplotlib")
 pytest.importorskip("scipy")
 
@@ -42,13 +40,10 @@ def test_the_mean_over_one_copy_of_each_slice_is_the_feed_forward_that_was_cut(e
     assert {name for name in dense if ".mlp." not in name} <= mixed.keys()
 
 
-def test_every_arm_has_the_same_completions_updates_and_rate(experts):
+def test_every_arm_has_the_same_completions_updates_and_rate(experts, tmp_path):
     for method in experts.METHODS:
         for replay in experts.REPLAYS:
-            words = [
-                w.replace("{out}", "x") for w in experts.settings("1e-3", method, replay, 3, 5)
-            ]
-            cfg = config_io.load(experts.CONFIGS / "quickstart.yaml", words)
+            cfg = experts.load(tmp_path, experts.settings("1e-3", method, replay, 3, 5))
             assert cfg.data.num_prompts_per_step * cfg.rollout.group_size == 128
             assert cfg.optim.minibatches * cfg.optim.epochs_per_step == experts.UPDATES
             assert (cfg.run.seed, cfg.run.steps, cfg.optim.lr) == (3, 5, 1e-3)
