@@ -240,15 +240,15 @@ class Collector:
         def hand_over(prompt: int, place: int, tokens: list[int]) -> None:
             scoring.add(prompt * places + place, _text(self.model, tokens), tokens)
 
-        if asks is None:
-            size = cfg.group_drawn
+        size = cfg.group_drawn
+        if asks is None or (size == places and asks.whole(len(prompts.uid), size)):
             whole = lambda row, tokens: hand_over(row // size, row % size, tokens)  # noqa: E731
             shared["on_finished"] = whole if isolated else None
             return self.engine.generate(
                 params[role], prompts, key, group_size=size, **self._limits, **shared
             )
-        whole = len(prompts.uid) * cfg.group_drawn  # no more memory than for whole groups
-        size, slots = asks.sizes(cfg.rollout.slots or whole)
+        most = cfg.rollout.slots or len(prompts.uid) * size  # no more memory than whole groups
+        size, slots = asks.sizes(most)
 
         def behind_its_beginning(row: int, tokens: list[int]) -> None:
             ask, member = divmod(row, size)

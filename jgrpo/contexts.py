@@ -78,16 +78,17 @@ class Words:
         begun = [self._beginning(want, pool) for want in wants]
         failed = self._failed(wants, pool)
         contexts = [self._context(want, pool, failed) for want in wants]
-        is_plain = all(context is None for context in contexts)
+        limit = self.cfg.rollout.max_completion_tokens
+        most, given = [want.limit or limit for want in wants], [not want.drawn for want in wants]
         return Asks(
             prompt=np.array([want.prompt for want in wants]),
             first=np.array([want.first for want in wants]),
             counts=np.array([want.count for want in wants]),
             beginnings=[tuple(tokens) for tokens, _ in begun],
             logps=[logps for _, logps in begun],
-            contexts=() if is_plain else contexts,
-            most=[want.limit or self.cfg.rollout.max_completion_tokens for want in wants],
-            given=[not want.drawn for want in wants],
+            contexts=() if all(context is None for context in contexts) else contexts,
+            most=() if min(most, default=limit) >= limit else most,
+            given=given if any(given) else (),
         )
 
     def _beginning(self, want: Want, pool: Rollouts | None) -> tuple[list[int], list[float]]:

@@ -66,6 +66,13 @@ class Asks:
         size = power_of_two(int(self.to_draw.max()))
         return size, min(wanted, slots) if slots else wanted
 
+    def whole(self, prompts: int, size: int) -> bool:
+        """Whether these are plain groups of this size, one of each prompt, and nothing else."""
+        special = self.contexts or self.most or self.given or any(self.beginnings)
+        each = (self.prompt, np.arange(prompts)), (self.first, 0), (self.counts, size)
+        alike = all(np.array_equal(x, np.broadcast_to(y, prompts)) for x, y in each)
+        return alike and not special
+
     def place(self, ask: int, member: int) -> tuple[int, int]:
         """Prompt, and place in its group, of a completion of an ask."""
         return int(self.prompt[ask]), int(self.first[ask]) + member

@@ -77,6 +77,25 @@ def test_asks_without_beginnings_draw_what_whole_groups_draw(root):
     same(rows(answered(root, shares(counts, counts * 0), slots=5)), expected)
 
 
+def test_plain_groups_are_told_from_everything_else():
+    counts = np.array([G, G, G])
+    groups = shares(counts, counts * 0)
+    assert groups.whole(3, G)
+    assert not groups.whole(3, G + 1)
+    assert not groups.whole(2, G)
+    others = {
+        "prompt": np.array([0, 2, 1]),
+        "first": np.array([0, 1, 0]),
+        "counts": np.array([G, G - 1, G]),
+        "beginnings": [(), (20,), ()],
+        "contexts": [None, [7, 8], None],
+        "most": [LIMIT, LIMIT - 1, LIMIT],
+        "given": [False, True, False],
+    }
+    for name, value in others.items():
+        assert not dataclasses.replace(groups, **{name: value}).whole(3, G), name
+
+
 def test_a_completion_does_not_depend_on_the_round_that_drew_it(root):
     expected = rows(plain(root))
     first = rows(answered(root, shares(np.array([1, 3, 0]), np.zeros(3, int))))
