@@ -8,8 +8,11 @@ import zlib
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Key
+import numpy as np
+from jaxtyping import Array, Int, Key, UInt32
+from numpy import ndarray
 
+from jgrpo.buckets import power_of_two
 from jgrpo.types import AnyArray
 
 
@@ -35,7 +38,10 @@ def named_key(key: Key[Array, ""], *path: int | str) -> Key[Array, ""]:
 
 
 def sequence_keys(
-    key: Key[Array, ""], uid: Int[AnyArray, " P"], group_size: int
+    key: Key[Array, ""],
+    uid: Int[AnyArray, " P"],
+    group_size: int,
+    first: Int[ndarray, " P"] | None = None,
 ) -> Key[Array, "P {group_size}"]:
     """Returns one key per completion, a function of the prompt's uid and its place in the group.
 
@@ -45,11 +51,23 @@ def sequence_keys(
       key: the key of this rollout.
       uid: numbers of the prompts in the run's order.
       group_size: completions per prompt.
+      first: place of each prompt's first completion; None: 0.
     """
-    members = jnp.arange(group_size)
+    begin = np.zeros(len(uid), np.int32) if first is None else first
+    places = np.asarray(begin)[:, None] + np.arange(group_size)
+    uids = np.broadcast_to(np.asarray(uid)[:, None], places.shape)
+    # Few shapes are compiled: what is asked for differs from round to round.
+    room = power_of_two(places.size)
+    padded = (np.resize(x.astype(np.uint32), room) for x in (uids, places))
+    words = np.asarray(_words_of_keys(key, *padded))[: places.size].reshape(*places.shape, -1)
+    return jax.random.wrap_key_data(jnp.asarray(words), impl=jax.random.key_impl(key))
 
-    def group(prompt_uid: Int[Array, ""]) -> Key[Array, " G"]:
-        prompt_key = jax.random.fold_in(key, prompt_uid)
-        return jax.vmap(lambda g: jax.random.fold_in(prompt_key, g))(members)
 
-    return jax.vmap(group)(jnp.asarray(uid))
+@jax.jit
+def _words_of_keys(
+    key: Key[Array, ""], uid: UInt32[Array, " N"], place: UInt32[Array, " N"]
+) -> UInt32[Array, "N words"]:
+    def of_one(uid: UInt32[Array, ""], place: UInt32[Array, ""]) -> Key[Array, ""]:
+        return jax.random.fold_in(jax.random.fold_in(key, uid), place)
+
+    return jax.random.key_data(jax.vmap(of_one)(uid, place))

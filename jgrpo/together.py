@@ -20,8 +20,4 @@ def check_alike(cfg: Config) -> None:
         return
     ours = hashlib.sha256(config_io.dump(cfg).encode()).hexdigest()[:12]
     said = hosts.exchange(f"config {ours}, {jax.local_device_count()} device(s)")
-    if different := [i for i, what in enumerate(said) if what != said[0]]:
-        raise ValueError(
-            f"all processes must be started with the same config and as many devices: process 0 "
-            f"has {said[0]}, process {different[0]} has {said[different[0]]}"
-        )
+    hosts.check_alike(said, "config and as many devices")

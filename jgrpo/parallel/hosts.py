@@ -6,7 +6,7 @@ one of these functions, all must, in the same order. A process that is alone jus
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -56,6 +56,24 @@ def exchange(message: str) -> list[str]:
     if lengths:
         said = gather(text, 1 << (max(lengths) - 1).bit_length())
     return [json.loads(part) for part in said]
+
+
+def check_alike(said: Sequence[str], name: str) -> None:
+    """Refuses processes of which one was started otherwise than the first.
+
+    Args:
+      said: what each was started with, in words.
+      name: of what has to be the same.
+
+    Raises:
+      ValueError: naming one that differs.
+    """
+    for process, other in enumerate(said):
+        if other != said[0]:
+            raise ValueError(
+                f"all processes must be started with the same {name}: process 0 has {said[0]}, "
+                f"process {process} has {other}"
+            )
 
 
 def agreed(message: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
+from jax.random import key_data, key_impl, wrap_key_data
 from jax.sharding import Mesh, Sharding
 from jaxtyping import Bool, Float32, Int, Key, PyTree, UInt
 from numpy import ndarray
@@ -106,9 +107,8 @@ class Work:
         self._place, self._few = place, few
         self.wanted = np.full(rows, group_size) if wanted is None else np.asarray(wanted)
         self.limits = np.full(rows, max_tokens) if limits is None else np.asarray(limits)
-        numbers = np.zeros(rows, np.int64) if first is None else np.asarray(first)
-        keys = sequence_keys(key, prompts.uid, group_size + int(numbers.max(initial=0)))
-        self.keys = keys[np.arange(rows)[:, None], numbers[:, None] + np.arange(group_size)]
+        keys = sequence_keys(key, prompts.uid, group_size, first)
+        self.words_of_keys, self.kind_of_keys = jax.device_get(key_data(keys)), key_impl(keys)
         self.shards = data_size(mesh)
         self.slots, per_shard = layout(rows, group_size, slots, self.shards)
         rounded = power_of_two(per_shard)
@@ -260,7 +260,8 @@ class Work:
         prompts = jax.tree.map(lambda x: x[row], self.prompts)
         # A lane without a prompt reads nothing: a mask without a token.
         prompts = dataclasses.replace(prompts, mask=prompts.mask & (row >= 0)[:, None])
-        args = (prompts, self.keys[row], self.first[at].reshape(-1), self.until[at].reshape(-1))
+        keys = wrap_key_data(self.words_of_keys[row], impl=self.kind_of_keys)
+        args = (prompts, keys, self.first[at].reshape(-1), self.until[at].reshape(-1))
         return self._place(args, data_sharding(self.mesh))
 
     def orders_of_lanes(self) -> tuple[Int[Array, " N"], Int[Array, " N"]]:

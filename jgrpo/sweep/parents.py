@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import jax
 
-from jgrpo.parallel import service
+from jgrpo.parallel import hosts, service
 from jgrpo.parallel.distributed import VARIABLES, initialize
 
 _ENDED = "jgrpo/sweep/ended/"
@@ -100,13 +100,7 @@ class Parents:
         Raises:
           ValueError: in all, naming one that was not.
         """
-        said = self.exchange(what)
-        for process, other in enumerate(said):
-            if other != said[0]:
-                raise ValueError(
-                    f"all processes must be started with the same sweep: process 0 has {said[0]}, "
-                    f"process {process} has {other}"
-                )
+        hosts.check_alike(self.exchange(what), "sweep")
 
     def meeting(self) -> Mapping[str, str]:
         """What the environment of a run has to say so that the processes of the run meet."""
