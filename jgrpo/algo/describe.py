@@ -61,6 +61,22 @@ NEEDS: Mapping[str, str] = {
     "repeats": "which completions end by repeating themselves, from algo.is_repeat",
     "chance": "a uniform draw for each completion",
 }
+# What training keeps from step to step for a need, as fields of `TrainState`.
+KEPT: Mapping[str, str] = {
+    "state": "strategy.tracker",
+    "guidance": "strategy.guidance",
+    "control": "strategy.control",
+    "replay": "strategy.replay",
+    "skills": "strategy.skills",
+    "experts": "strategy.experts",
+    "drift": "aux.previous",
+    "values": "aux.value_head",
+    "preference": "aux.preference",
+    "prefix_scores": "aux.preference",
+    "hints": "aux.roles",
+    "calls": "aux.roles",
+    "moving_reference": "ref_params",
+}
 SOURCES: Mapping[str, str] = {
     "policy": "completions are sampled from the policy",
     "reference": "completions are the data's worked solutions",
@@ -137,12 +153,12 @@ reward, say) is refused with the reason. A function of your own fills a slot und
 
 
 def methods_table() -> list[dict[str, Any]]:
-    """All methods as JSON-ready records: name, slots, constants, needs and the texts."""
+    """All methods as JSON-ready records: name, slots, constants, needs, state and the texts."""
     return [_record(row) for row in METHODS.values()]
 
 
 def method_page(name: str) -> str:
-    """One method in markdown: formula, constants, needs, metrics to watch, pitfalls.
+    """One method in markdown: formula, constants, needs, state, metrics to watch, pitfalls.
 
     Args:
       name: a key of `METHODS`.
@@ -158,6 +174,8 @@ def method_page(name: str) -> str:
     lines += [f"**Constants:** {values or 'none'}.", ""]
     wanted = "; ".join(f"`{need}` ({NEEDS[need]})" for need in sorted(needs(m)))
     lines += [f"**Needs:** {wanted or 'nothing but rewards and log-probs'}.", ""]
+    state = ", ".join(f"`{name}`" for name in kept(m))
+    lines += [f"**State:** {state}.", ""] if state else []
     lines += [f"**Watch:** {', '.join(f'`{metric}`' for metric in _watch(m))}.", ""]
     lines += ["**Pitfalls:**", "", *(f"- {pitfall}" for pitfall in _pitfalls(m))]
     return "\n".join(lines) + "\n"
@@ -184,6 +202,11 @@ def methods_page() -> str:
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
+def kept(m: Method) -> list[str]:
+    """What training keeps for a method from step to step, as fields of `TrainState`."""
+    return sorted({KEPT[need] for need in needs(m) if need in KEPT})
+
+
 def _record(m: Method) -> dict[str, Any]:
     return {
         "name": m.name,
@@ -191,6 +214,7 @@ def _record(m: Method) -> dict[str, Any]:
         "changes": dict(_changes(m)),
         "constants": constants(m),
         "needs": sorted(needs(m)),
+        "state": kept(m),
         "paper": m.paper,
         "evidence": m.evidence,
         "departs": m.departs,

@@ -15,6 +15,8 @@ from by_hand import by_hand
 from quickstart_runs import ROOT, SMALL, leaves, metrics, run, samples
 from stateful_methods import STATEFUL, settings
 
+from jgrpo.algo import METHODS
+from jgrpo.algo.describe import kept
 from jgrpo.checkpoint import finished_steps
 
 FROZEN = ("ws_grpo",)  # its preference model is read and not trained
@@ -105,9 +107,12 @@ def test_a_method_with_a_state_resumes_to_the_bit(words, whole, tmp_path, reques
         assert row["optim/skipped_updates"] == 0
     assert max(row["grad/norm"] for row in rows) > 0
     first, last = leaves(whole, 1), leaves(whole, STEPS)
+    method = request.node.callspec.params["words"]
+    states = {".".join(name.split(".")[:2]) for name in last if name.startswith(KEPT[:2])}
+    assert states == set(kept(METHODS[method])) - {"ref_params"}
     moved = {name for name in last if np.any(last[name] != first[name])}
-    is_frozen = request.node.callspec.params["words"] in FROZEN
-    assert is_frozen or any(name.startswith(KEPT) for name in moved), "nobody would miss the state"
+    is_missed = any(name.startswith(KEPT) for name in moved)
+    assert method in FROZEN or is_missed, "nobody would miss the state"
 
 
 @pytest.mark.slow

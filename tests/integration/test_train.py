@@ -13,8 +13,9 @@ from quickstart_runs import ROOT, ROUNDING, SMALL, leaves, metrics, run, samples
 from stateful_methods import STATEFUL, TWO_REWARDS
 
 from jgrpo import config_io
-from jgrpo.algo import METHODS, Choice, needs
+from jgrpo.algo import METHODS, Choice
 from jgrpo.algo.baselines import BASES
+from jgrpo.algo.describe import kept
 from jgrpo.cli import main
 from jgrpo.run import train
 
@@ -165,7 +166,7 @@ def test_every_method_trains(tmp_path, method, one_device):
             assert {"reward/tagged_number/mean", "reward/regex_format/mean"} <= row.keys()
     assert max(row["grad/norm"] for row in rows) > 0
     # A method that keeps a state belongs to STATEFUL, whose runs are resumed.
-    assert "moving_reference" not in needs(METHODS[method])
+    assert not kept(METHODS[method])
     assert not [name for name in leaves(tmp_path, 3) if name.startswith(("strategy.", "aux."))]
 
 

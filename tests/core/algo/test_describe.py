@@ -2,9 +2,10 @@ import json
 import re
 
 import pytest
+from stateful_methods import STATEFUL
 
 from jgrpo.algo import METHODS
-from jgrpo.algo.describe import NEEDS, method_page, methods_page, methods_table
+from jgrpo.algo.describe import NEEDS, kept, method_page, methods_page, methods_table
 from jgrpo.algo.methods import SLOTS
 from jgrpo.algo.slots import TABLES
 from jgrpo.cli import main
@@ -41,6 +42,10 @@ def test_table_is_json_with_a_record_for_every_row():
     for record in records:
         assert all(record[text] for text in ("paper", "evidence", "departs", "summary"))
         assert set(record["slots"]) == set(SLOTS)
+
+
+def test_the_methods_that_keep_a_state_are_those_whose_runs_are_resumed():
+    assert {name for name, m in METHODS.items() if kept(m)} == set(STATEFUL)
 
 
 def test_command_lists_the_family_and_nothing_else_with_its_evidence(capsys):
