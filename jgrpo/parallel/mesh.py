@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh
 
 from jgrpo.config import MeshConfig
@@ -37,8 +38,8 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
       ValueError: if the axis sizes do not multiply to the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = axis_sizes(cfg, len(devices))
+    shape = tuple(axis_sizes(cfg, len(devices)).values())
+    # Two axes of 8 lie on a torus of 4 x 4 x 4 only if they share one of its dims.
+    arranged = create_device_mesh(shape, devices, allow_split_physical_axes=True)
     # Without axis_types the axes would be Explicit, and every dot would need an output sharding.
-    return jax.make_mesh(
-        tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
-    )
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))

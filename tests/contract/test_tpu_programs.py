@@ -73,6 +73,14 @@ def devices():
     return topology.devices
 
 
+@pytest.mark.usefixtures("devices")
+def test_two_axes_of_eight_share_a_dim_of_a_torus_of_four():
+    torus = topologies.get_topology_desc(platform="tpu", topology_name="v5p:4x4x4").devices
+    mesh = make_mesh(MeshConfig(fsdp=8, expert=8), torus)
+    assert mesh.devices.shape == (1, 8, 8, 1)
+    assert set(mesh.devices.flat) == set(torus)
+
+
 def mesh_of(devices, fsdp=1, count=4, tensor=1):
     return make_mesh(MeshConfig(fsdp=fsdp, tensor=tensor), devices[:count])
 

@@ -137,6 +137,7 @@ MORE = {
     "autorule": [AUTORULE],
     "format_length": [TWO_REWARDS],
     "posterior_grpo": [THREE_REWARDS],
+    "xrpo": ["method.allocation_phases=1"],  # each phase asks for other shapes
     "disco": ["optim.epochs_per_step=2"],
     "reg_grpo": ["optim.epochs_per_step=2"],
     "grpo": BONUS,
