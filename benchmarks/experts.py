@@ -9,7 +9,7 @@ routers pick (`measure`: the drift is told), with those of the learner (`r2`) an
 (`r3`). The model is the embedded one with each feed-forward cut into slices that two experts begin
 as (upcycling, arXiv:2212.05055), and trained on worked solutions for a while. A run is a file under
 --out, made once; one that fails is counted. --publish puts table and plot into docs/results.md.
-Needs the `plots` extra. It has not been run whole yet.
+Needs the `plots` extra.
 """
 
 import argparse
@@ -228,7 +228,8 @@ def table(records: Sequence[Record]) -> str:
         ends = [float(np.mean(run["steps"]["reward/mean"][-LAST:])) for run in good]
         cells = [plus_minus([run["accuracy"] for run in good]), plus_minus(ends)]
         for name in heads:
-            cells.append(plus_minus([float(np.mean(run["steps"][name])) for run in good], 4))
+            style = ".1e" if name == "ratio/variance" else ".4f"
+            cells.append(plus_minus([float(np.mean(run["steps"][name])) for run in good], style))
         words = f"| {rate} | {method} | {replay} | {' | '.join(cells)} |"
         lines.append(f"{words} {failures(runs)} |")
     return "\n".join(lines)

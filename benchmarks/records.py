@@ -199,12 +199,12 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(stats.t.ppf(0.975, len(values) - 1)) * error
 
 
-def plus_minus(values: Sequence[float], digits: int = 3) -> str:
-    """Mean and interval as text; a dash without values."""
+def plus_minus(values: Sequence[float], style: str = ".3f") -> str:
+    """Mean and interval as text, in a style of `format`; a dash without values."""
     if not values:
         return "-"
     mean, half = interval(values)
-    return f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
+    return f"{mean:{style}}" + ("" if math.isnan(half) else f" ± {half:{style}}")
 
 
 def failures(runs: Sequence[Record]) -> str:

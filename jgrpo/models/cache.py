@@ -21,7 +21,7 @@ from jgrpo.models.int8 import Int8, last_dim, quantize
 from jgrpo.parallel.rules import DATA_AXES, LOGICAL_TO_MESH, data_sharding
 
 # The dim of positions in rings, stacked and of one layer.
-_POSITIONS = 4
+_POSITIONS = 1
 _POSITIONS_OF_LAYER = {"k": 2, "v": 1}
 
 
@@ -31,7 +31,7 @@ class KV:
     """Keys and values, as arrays or as `Int8` with a scale for each token and head.
 
     Attributes:
-      k: keys, `[L, P, K, Lp, E]` for prompts, `[L, P, G, K, W, E]` for completions; prompts of one
+      k: keys, `[L, P, K, Lp, E]` for prompts, `[L, W, P, G, K, E]` for completions; prompts of one
         layer of a tuple without L.
       v: values, of the same shape.
     """
@@ -58,13 +58,17 @@ class KV:
         in full at every step.
         """
 
-        def write(whole: Shaped[Array, "L P G K W *E"], new: Shaped[Array, "P G K 1 *E"]) -> Array:
-            where = (layer, 0, 0, 0, at, 0)[: whole.ndim]
-            return jax.lax.dynamic_update_slice(whole, new[None].astype(whole.dtype), where)
+        def write(whole: Shaped[Array, "L W P G K *E"], new: Shaped[Array, "P G K 1 *E"]) -> Array:
+            where = (layer, at, 0, 0, 0, 0)[: whole.ndim]
+            one = new[:, :, :, 0][None, None].astype(whole.dtype)
+            return jax.lax.dynamic_update_slice(whole, one, where)
+
+        def read(whole: Shaped[Array, "L W P G K *E"]) -> Shaped[Array, "P G K W *E"]:
+            return jnp.moveaxis(jax.lax.dynamic_index_in_dim(whole, layer, keepdims=False), 0, 3)
 
         fresh = KV(k=k, v=v)
         rings = jax.tree.map(write, self, fresh.as_int8() if self.is_int8 else fresh)
-        mine = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), rings)
+        mine = jax.tree.map(read, rings)
         return last_dim(mine.k, k.dtype), last_dim(mine.v, v.dtype), rings
 
     def as_int8(self) -> "KV":
@@ -135,9 +139,9 @@ def empty_rings(prompts: PromptCache, group_size: int, width: int) -> Rings:
         k, v = jnp.zeros((n, e, width), dtype), jnp.zeros((n, width, e), dtype)
         return (LayerRings(k=k, v=v),) * len(prompts.kv)
 
-    def zeros(prompt: Shaped[Array, "L P K Lp *E"]) -> Shaped[Array, "L P G K W *E"]:
+    def zeros(prompt: Shaped[Array, "L P K Lp *E"]) -> Shaped[Array, "L W P G K *E"]:
         layers, rows, heads, _, *e = prompt.shape
-        return jnp.zeros((layers, rows, group_size, heads, width, *e), prompt.dtype)
+        return jnp.zeros((layers, width, rows, group_size, heads, *e), prompt.dtype)
 
     return jax.tree.map(zeros, prompts.kv)
 
@@ -151,9 +155,9 @@ def placed_rings(rings: Rings, mesh: Mesh) -> Rings:
     if isinstance(rings, tuple):
         return jax.lax.with_sharding_constraint(rings, data_sharding(mesh))
 
-    def one(x: Shaped[Array, "L P G K W *E"]) -> Array:
-        by_head = heads if x.shape[3] % mesh.shape[heads] == 0 else None
-        spec = PartitionSpec(None, DATA_AXES, None, by_head)
+    def one(x: Shaped[Array, "L W P G K *E"]) -> Array:
+        by_head = heads if x.shape[4] % mesh.shape[heads] == 0 else None
+        spec = PartitionSpec(None, None, DATA_AXES, None, by_head)
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
     return jax.tree.map(one, rings)
@@ -205,4 +209,4 @@ def picked(rings: Rings, rows: tuple[int, ...], pick: Callable[[Array, int], Arr
 
     if isinstance(rings, tuple):
         return jax.tree.map(one, rings)
-    return jax.tree.map(lambda x: pick(x, 1), rings)
+    return jax.tree.map(lambda x: pick(x, 2), rings)
