@@ -118,7 +118,7 @@ def _read(task: str, arm: str, records: Sequence[Record]) -> list[float]:
 
 
 def _each(good: Sequence[Record], field: str, digits: int = 3) -> str:
-    return plus_minus([run[field] for run in good], digits)
+    return plus_minus([run[field] for run in good], f".{digits}f")
 
 
 def _mean(good: Sequence[Record], field: str, digits: int = 3, factor: float = 1.0) -> str:
