@@ -37,7 +37,7 @@ _BASE = {"types", "keys", "buckets"}
 _CORE = {*_BASE, "config", "algo", "models", "parallel"}
 MAY_IMPORT = {
     "types": set(),
-    "keys": {"types"},
+    "keys": {"types", "buckets"},
     "buckets": set(),
     "algo": {"types"},
     "config": {"algo", "config_context"},

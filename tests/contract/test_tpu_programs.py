@@ -178,7 +178,7 @@ def rollout_programs(mesh, *, kv="model", **options):
         for x, where in zip(state.leaves, first.output_shardings, strict=True)
     ]
     state = Shapes(leaves, state.structure)
-    rings = [x for x in leaves if x.shape[1:3] == (P, G)]
+    rings = [x for x in leaves if x.shape[2:4] == (P, G)]
     return first, lower(advance, weights, state)[0].compile(), rings
 
 
